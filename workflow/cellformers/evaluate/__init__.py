@@ -1,0 +1,1 @@
+"""Evaluation: tasks, splits, metrics and the baselines every score stands beside."""

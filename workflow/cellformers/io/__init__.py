@@ -1,0 +1,1 @@
+"""The outside world: reading count files, writing artefacts."""

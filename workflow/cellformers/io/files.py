@@ -1,0 +1,186 @@
+"""Files that are whole or absent, and the metadata every artefact carries.
+
+An artefact is written beside its final name and moved into place when it is complete; a failure leaves
+nothing under the final name. Metadata names the package version, the step, its parameters and digests of its
+inputs, and nothing that differs between machines or runs: no paths, times, hosts, threads or shard counts.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cellformers import __version__
+from cellformers.errors import UserError
+
+METADATA_KEY = b"cellformers"
+
+
+def _temporary(target: Path) -> Path:
+    """A fresh name in the folder of `target`, with the same suffixes so that writers pick the same format."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise UserError("is a folder, a file is to be written here", path=target, fix="choose another --output")
+        handle, name = tempfile.mkstemp(prefix=".part-", suffix="-" + target.name, dir=target.parent)
+    except OSError as error:
+        raise UserError(
+            f"can't write here ({error.strerror or error})", path=target, fix="choose an --output you may write to"
+        ) from error
+    os.close(handle)
+    os.chmod(name, 0o666 & ~_umask())  # mkstemp makes private files; results are as readable as any other
+    return Path(name)
+
+
+def _umask() -> int:
+    current = os.umask(0o022)
+    os.umask(current)
+    return current
+
+
+@contextmanager
+def atomic_path(target: str | Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `target` when the block ends, and vanishes if it fails.
+
+    Raises
+    ------
+    UserError
+        If the folder of `target` can't be made or written to.
+    """
+    target = Path(target)
+    temporary = _temporary(target)
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_dir(target: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder that replaces the folder `target` when the block ends, and vanishes if it fails."""
+    target = Path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".part-", suffix="-" + target.name, dir=target.parent))
+    except OSError as error:
+        raise UserError(
+            f"can't write here ({error.strerror or error})", path=target, fix="choose an --output you may write to"
+        ) from error
+    os.chmod(temporary, 0o777 & ~_umask())
+    try:
+        yield temporary
+        if target.is_dir():
+            stale = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent))
+            os.replace(target, stale / target.name)
+            os.replace(temporary, target)
+            shutil.rmtree(stale)
+        elif target.exists():
+            raise UserError("is a file, a folder is to be written here", path=target, fix="choose another --output")
+        else:
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(value: Any, path: str | Path) -> None:
+    """Write `value` as indented JSON with a final newline, whole or not at all; NaN is refused."""
+    write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON; UserError where the file is missing or not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("no such file", path=path) from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"not readable as JSON ({error})", path=path) from error
+
+
+def write_table(table: pa.Table, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write a table as zstd Parquet, whole or not at all, with `metadata` as JSON in the schema."""
+    if metadata is not None:
+        kept = {k: v for k, v in (table.schema.metadata or {}).items() if k != METADATA_KEY}
+        table = table.replace_schema_metadata({**kept, METADATA_KEY: json.dumps(metadata).encode()})
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def open_parquet(path: str | Path) -> pq.ParquetFile:
+    """Open a Parquet file; UserError where it is missing or not Parquet."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError("no such file", path=path)
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError("not a readable Parquet file (truncated?)", path=path, fix="make it again") from error
+
+
+def read_table(path: str | Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet table; UserError where it is missing, broken or lacks one of `columns`."""
+    with open_parquet(path) as file:
+        for column in columns or ():
+            if column not in file.schema_arrow.names:
+                raise UserError(
+                    f"has no column {column!r}", path=path, fix=f"columns are {', '.join(file.schema_arrow.names)}"
+                )
+        return file.read(columns=columns)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata that `write_table` put into a Parquet file; {} where there is none."""
+    with open_parquet(path) as file:
+        raw = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
+    return {} if raw is None else json.loads(raw)
+
+
+def stamp(
+    step: str, revision: int, *, parameters: Mapping[str, Any], inputs: Mapping[str, str]
+) -> dict[str, Any]:
+    """The metadata of an artefact: what made it, from what (digests), with which science parameters."""
+    return {
+        "cellformers": __version__,
+        "step": step,
+        "revision": revision,
+        "parameters": dict(parameters),
+        "inputs": dict(inputs),
+    }
+
+
+def digest_file(path: str | Path) -> str:
+    """sha256 of a file's bytes, as "sha256:<hex>"."""
+    with open(path, "rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_arrays(*arrays: Any) -> str:
+    """sha256 of arrays' contents in order (strings as UTF-8, numbers as little-endian), as "sha256:<hex>"."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        values = np.asarray(array)
+        if values.dtype.kind in "OUST":
+            encoded = "\0".join(map(str, values.tolist())).encode()
+            sha.update(f"str{len(values)}:{len(encoded)}:".encode())
+            sha.update(encoded)
+        else:
+            little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+            sha.update(f"{little.dtype.str}{little.shape}:".encode())
+            sha.update(little.tobytes())
+    return "sha256:" + sha.hexdigest()

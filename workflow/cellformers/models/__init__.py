@@ -1,0 +1,1 @@
+"""Cell foundation models: layers, architectures and their published file layouts."""

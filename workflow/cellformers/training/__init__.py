@@ -1,0 +1,1 @@
+"""Training: masked-gene pretraining."""

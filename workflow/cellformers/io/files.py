@@ -30,11 +30,15 @@ def _temporary(target: Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
-            raise UserError("is a folder, a file is to be written here", path=target, fix="choose another --output")
+            raise UserError(
+                "is a folder, a file is to be written here", path=target, fix="choose another --output"
+            )
         handle, name = tempfile.mkstemp(prefix=".part-", suffix="-" + target.name, dir=target.parent)
     except OSError as error:
         raise UserError(
-            f"can't write here ({error.strerror or error})", path=target, fix="choose an --output you may write to"
+            f"can't write here ({error.strerror or error})",
+            path=target,
+            fix="choose an --output you may write to",
         ) from error
     os.close(handle)
     os.chmod(name, 0o666 & ~_umask())  # mkstemp makes private files; results are as readable as any other
@@ -74,7 +78,9 @@ def atomic_dir(target: str | Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=".part-", suffix="-" + target.name, dir=target.parent))
     except OSError as error:
         raise UserError(
-            f"can't write here ({error.strerror or error})", path=target, fix="choose an --output you may write to"
+            f"can't write here ({error.strerror or error})",
+            path=target,
+            fix="choose an --output you may write to",
         ) from error
     os.chmod(temporary, 0o777 & ~_umask())
     try:
@@ -85,7 +91,9 @@ def atomic_dir(target: str | Path) -> Iterator[Path]:
             os.replace(temporary, target)
             shutil.rmtree(stale)
         elif target.exists():
-            raise UserError("is a file, a folder is to be written here", path=target, fix="choose another --output")
+            raise UserError(
+                "is a file, a folder is to be written here", path=target, fix="choose another --output"
+            )
         else:
             os.replace(temporary, target)
     finally:
@@ -139,7 +147,9 @@ def read_table(path: str | Path, columns: list[str] | None = None) -> pa.Table:
         for column in columns or ():
             if column not in file.schema_arrow.names:
                 raise UserError(
-                    f"has no column {column!r}", path=path, fix=f"columns are {', '.join(file.schema_arrow.names)}"
+                    f"has no column {column!r}",
+                    path=path,
+                    fix=f"columns are {', '.join(file.schema_arrow.names)}",
                 )
         return file.read(columns=columns)
 

@@ -1,0 +1,53 @@
+# make demo   set up and run the quickstart; ends by saying where the report is
+# make test   set up, check style and types, run every test
+# make clean  remove the results of the demo
+PYTHON ?= python3
+VENV ?= .venv
+CORES ?= 2
+BIN := $(VENV)/bin
+
+# PyPI's torch for Linux is the CUDA build of several GB: without an NVIDIA driver take the CPU wheel.
+# TORCH=cpu or TORCH=cuda overrides; TORCH_INDEX names another place for CPU wheels.
+TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_PIN := $(shell grep '^torch==' envs/constraints.txt)
+
+.PHONY: demo test lint install install-test clean
+
+demo: install
+	$(BIN)/snakemake --cores $(CORES) --configfile config/config.yaml
+	@echo "The report is at $(CURDIR)/results/report.html"
+
+test: install-test
+	$(MAKE) lint
+	$(BIN)/pytest -q $(PYTEST_OPTIONS)
+
+lint: install-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/snakemake --lint --configfile config/config.yaml
+
+install: $(VENV)/.installed
+install-test: $(VENV)/.installed-test
+
+$(VENV)/.torch: envs/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+ifeq ($(TORCH),cpu)
+	$(BIN)/pip install --quiet --retries 1 --no-deps --extra-index-url $(TORCH_INDEX) $(TORCH_PIN)
+else
+	$(BIN)/pip install --quiet $(TORCH_PIN)
+endif
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet --constraint envs/constraints.txt --editable ".[workflow]"
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint envs/constraints.txt --editable ".[workflow,test]"
+	touch $@
+
+clean:
+	rm -rf results .snakemake

@@ -1,0 +1,40 @@
+# cellformers: from raw single-cell counts to benchmarked embeddings.
+# `snakemake --cores 2` runs config/config.yaml; `--configfile FILE` runs yours. Rules call the `cellformers` command.
+from snakemake.utils import min_version
+
+min_version("9.19")
+
+
+configfile: "config/config.yaml"
+
+
+pathvars:
+    logs="<results>/logs",
+    benchmarks="<results>/runtime",
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/inputs.smk"
+include: "workflow/rules/counts.smk"
+include: "workflow/rules/vocabulary.smk"
+include: "workflow/rules/tokens.smk"
+include: "workflow/rules/models.smk"
+include: "workflow/rules/embed.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        report="<results>/report.html",
+        scores="<results>/benchmarks.tsv",
+        embeddings=all_embeddings(),
+
+
+rule tokens:
+    input:
+        all_tokens(),

@@ -1,0 +1,26 @@
+"""The revision of every step: raised when its output changes for the same input.
+
+The workflow puts them into `params`, so an upgrade of the package re-runs the steps whose output it changes and
+nothing else; every artefact carries the revision of the step that made it.
+"""
+
+REVISIONS = {
+    "simulate": 1,
+    "ingest": 1,
+    "qc": 1,
+    "doublets": 1,
+    "sketch": 1,
+    "medians": 1,
+    "vocabulary": 1,
+    "genes": 1,
+    "tokenize": 1,
+    "pretrain": 1,
+    "import-model": 1,
+    "randomize": 1,
+    "embed": 1,
+    "gather": 1,
+    "split": 1,
+    "evaluate": 1,
+    "summarize": 1,
+    "report": 1,
+}

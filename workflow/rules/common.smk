@@ -1,0 +1,195 @@
+# The validated config, and the functions that turn its names into file names.
+import csv
+import re
+import shlex
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from cellformers.config import RANDOM_SUFFIX, CellBenchmark, load as load_config
+from cellformers.errors import UserError
+from cellformers.revisions import REVISIONS
+
+try:
+    CONFIG = load_config({k: v for k, v in config.items() if k != "pathvars"})
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+# Unset on a CPU: some executors take the mere presence of a GPU resource, even 0, for a request.
+GPU_ENV = (
+    "../../envs/gpu.yaml" if CONFIG.accelerator == "cuda" else "../../envs/cpu.yaml"
+)
+GPU = {"gpu": 1, "gpu_manufacturer": "nvidia"} if CONFIG.accelerator == "cuda" else {}
+VOCABULARY_FILES = ["tokens.parquet", "aliases.parquet", "vocabulary.json"]
+MODEL_FILES = [
+    "config.json",
+    "model.safetensors",
+    *(f"vocabulary/{name}" for name in VOCABULARY_FILES),
+]
+CELL_BASELINES = ["pca_hvg", "log_counts", "permuted"]
+GENE_BASELINES = ["mean_expression", "detection_rate", "coexpression_pca", "permuted"]
+
+
+def one_of(names):
+    """A regular expression that matches these names, or nothing where there are none."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+wildcard_constraints:
+    dataset=one_of(CONFIG.datasets),
+    corpus=one_of(CONFIG.corpora),
+    vocabulary=one_of([*CONFIG.vocabularies, *CONFIG.models]),
+    model=one_of(CONFIG.models),
+    published=one_of([name for name, model in CONFIG.models.items() if model.path]),
+    pretrained=one_of([name for name, model in CONFIG.models.items() if model.pretrain]),
+    embedding=one_of(
+        [*CONFIG.embeddings, *(name + RANDOM_SUFFIX for name in CONFIG.embeddings)]
+    ),
+    benchmark=one_of(CONFIG.benchmarks),
+    shard=r"\d{4}-of-\d{4}",
+
+
+def shard_names(dataset):
+    """The shards of a dataset, e.g. 0001-of-0002: known before anything runs."""
+    total = CONFIG.datasets[dataset].shards
+    return [f"{number:04d}-of-{total:04d}" for number in range(1, total + 1)]
+
+
+def per_shard(pattern):
+    """An input function: the pattern for every shard of the wildcard `dataset`."""
+
+    def paths(wildcards):
+        return [
+            pattern.replace("{shard}", shard)
+            for shard in shard_names(wildcards.dataset)
+        ]
+
+    return paths
+
+
+def sample_table(path):
+    """Rows of a sample table; its paths are relative to the folder it lies in."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = list(
+            csv.DictReader(file, delimiter="," if str(path).endswith(".csv") else "\t")
+        )
+    if not rows or not {"sample", "path"} <= set(rows[0]):
+        raise WorkflowError(
+            f"{path}: a sample table needs the columns sample and path, and at least one row"
+        )
+    return [{**row, "path": str(Path(path).parent / row["path"])} for row in rows]
+
+
+def dataset_files(name):
+    """The raw files of a dataset, as inputs of its ingest."""
+    dataset = CONFIG.datasets[name]
+    if dataset.simulated:
+        return [
+            "<results>/simulated/"
+            + {"atlas": "atlas.h5ad", "second": "second.loom"}[dataset.simulated]
+        ]
+    if dataset.path:
+        return [str(dataset.path)]
+    if not dataset.samples.is_file():
+        raise WorkflowError(f"{dataset.samples}: no such sample table (dataset {name})")
+    return [row["path"] for row in sample_table(dataset.samples)]
+
+
+def flags(**options):
+    """Command-line flags for the options that are set."""
+    words = []
+    for key, value in options.items():
+        flag = "--" + key.replace("_", "-")
+        if value is True:
+            words.append(flag)
+        elif value is not None and value is not False:
+            words.append(f"{flag} {shlex.quote(str(value))}")
+    return " ".join(words)
+
+
+def plain_model(model):
+    """The configured model behind a model or its random-weights twin."""
+    return model.removesuffix(RANDOM_SUFFIX)
+
+
+def embedding_spec(embedding):
+    """Model and options of an embedding; `NAME-random` is NAME under random weights."""
+    plain = embedding.removesuffix(RANDOM_SUFFIX)
+    spec = CONFIG.embeddings[plain]
+    suffix = RANDOM_SUFFIX if embedding != plain else ""
+    return spec.model_copy(update={"model": spec.model + suffix})
+
+
+def vocabulary_of(model):
+    """Name of the vocabulary a model reads; a folder that carries its own lends it the model's name."""
+    return CONFIG.models[plain_model(model)].vocabulary or plain_model(model)
+
+
+def model_files(model):
+    return [f"<results>/models/{model}/{name}" for name in MODEL_FILES]
+
+
+def vocabulary_files(vocabulary):
+    return [f"<results>/vocabularies/{vocabulary}/{name}" for name in VOCABULARY_FILES]
+
+
+def datasets_of(embedding):
+    scope = CONFIG.embeddings[embedding.removesuffix(RANDOM_SUFFIX)].datasets
+    return list(CONFIG.datasets) if scope is None else scope
+
+
+def benchmark_embeddings(benchmark):
+    """Embeddings scored in a benchmark: those named, else all that cover its datasets."""
+    spec = CONFIG.benchmarks[benchmark]
+    cells = isinstance(spec, CellBenchmark)
+    needed = set(spec.train + (spec.test or [])) if cells else {spec.dataset}
+    if spec.embeddings is not None:
+        return list(spec.embeddings)
+    return [name for name in CONFIG.embeddings if needed <= set(datasets_of(name))]
+
+
+def benchmark_methods(benchmark):
+    """Every method of a benchmark: embeddings, their random-weights twins, baselines and controls."""
+    spec = CONFIG.benchmarks[benchmark]
+    embeddings = benchmark_embeddings(benchmark)
+    methods = embeddings + [name + RANDOM_SUFFIX for name in embeddings]
+    if isinstance(spec, CellBenchmark):
+        return methods + CELL_BASELINES
+    return methods + GENE_BASELINES + (["oracle"] if spec.labels.simulated else [])
+
+
+def all_embeddings():
+    return [
+        f"<results>/{dataset}/embeddings/{embedding}.h5ad"
+        for embedding in CONFIG.embeddings
+        for dataset in datasets_of(embedding)
+    ]
+
+
+def all_tokens():
+    return [
+        f"<results>/{dataset}/tokens/{vocabulary}/{shard}.parquet"
+        for dataset in CONFIG.datasets
+        for vocabulary in dict.fromkeys(
+            [*CONFIG.vocabularies, *(vocabulary_of(m) for m in CONFIG.models)]
+        )
+        for shard in shard_names(dataset)
+    ]
+
+
+def memory(base_mb, per_input_mb=0.0):
+    """A resource function: base plus a share of the input's size, doubled at each retry."""
+
+    def mem_mb(wildcards, input, attempt):
+        return int((base_mb + per_input_mb * input.size_mb) * 2 ** (attempt - 1))
+
+    return mem_mb
+
+
+def minutes(base, per_input_gb=0.0):
+    """A resource function: base plus a share of the input's size, doubled at each retry."""
+
+    def runtime(wildcards, input, attempt):
+        return int((base + per_input_gb * input.size_mb / 1024) * 2 ** (attempt - 1))
+
+    return runtime

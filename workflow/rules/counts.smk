@@ -1,0 +1,144 @@
+# Raw files to counts shards, quality control, and the table of cells.
+
+
+rule simulate:
+    output:
+        atlas="<results>/simulated/atlas.h5ad",
+        second="<results>/simulated/second.loom",
+        labels="<results>/simulated/gene_labels.csv",
+        truth="<results>/simulated/truth.json",
+    log:
+        "<logs>/simulate.log",
+    benchmark:
+        "<benchmarks>/simulate.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime=minutes(20),
+    params:
+        revision=REVISIONS["simulate"],
+        folder=subpath(output.atlas, parent=True),
+        options=flags(cells=CONFIG.simulate.cells, seed=CONFIG.simulate.seed),
+    shell:
+        "cellformers simulate {params.options} -o {params.folder} 2> {log}"
+
+
+# One rule a dataset, because the number of shards differs.
+for name, dataset in CONFIG.datasets.items():
+
+    rule:
+        name:
+            f"ingest_{name}"
+        input:
+            raw=dataset_files(name),
+            labels=str(dataset.labels.path) if dataset.labels else [],
+            samples=str(dataset.samples) if dataset.samples else [],
+        output:
+            counts=[
+                f"<results>/{name}/counts/{shard}.h5ad" for shard in shard_names(name)
+            ],
+            metadata=f"<results>/{name}/metadata.parquet",
+            features=f"<results>/{name}/features.parquet",
+        log:
+            f"<logs>/{name}/ingest.log",
+        benchmark:
+            f"<benchmarks>/{name}/ingest.tsv"
+        conda:
+            "../../envs/cpu.yaml"
+        threads: 1
+        resources:
+            mem_mb=memory(2000),
+            runtime=minutes(30, 60),
+        params:
+            revision=REVISIONS["ingest"],
+            source=ingest_source,
+            folder=subpath(output.metadata, parent=True),
+            options=flags(
+                shards=dataset.shards,
+                layer=dataset.layer,
+                raw=dataset.raw,
+                round=dataset.round,
+                make_unique=dataset.make_unique,
+                genes_in_rows=dataset.genes_in_rows is True,
+                cells_in_rows=dataset.genes_in_rows is False,
+                gene_column=dataset.gene_column,
+                cell_column=dataset.cell_column,
+                labels=dataset.labels and dataset.labels.path,
+                key=dataset.labels and dataset.labels.key,
+            ),
+        shell:
+            "cellformers ingest {params.source} {params.options} -o {params.folder} 2> {log}"
+
+
+rule qc_metrics:
+    input:
+        "<results>/{dataset}/counts/{shard}.h5ad",
+    output:
+        "<results>/{dataset}/qc/metrics/{shard}.parquet",
+    log:
+        "<logs>/{dataset}/qc_metrics/{shard}.log",
+    benchmark:
+        "<benchmarks>/{dataset}/qc_metrics/{shard}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1500),
+        runtime=minutes(10, 10),
+    params:
+        revision=REVISIONS["qc"],
+    shell:
+        "cellformers qc-metrics {input} -o {output} 2> {log}"
+
+
+rule doublets:
+    input:
+        counts=per_shard("<results>/{dataset}/counts/{shard}.h5ad"),
+        metadata="<results>/{dataset}/metadata.parquet",
+    output:
+        "<results>/{dataset}/qc/doublets.parquet",
+    log:
+        "<logs>/{dataset}/doublets.log",
+    benchmark:
+        "<benchmarks>/{dataset}/doublets.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(3000, 10),
+        runtime=minutes(30, 600),
+    params:
+        revision=REVISIONS["doublets"],
+        options=doublet_options,
+    shell:
+        "cellformers doublets {input.counts} --metadata {input.metadata} {params.options} -o {output} 2> {log}"
+
+
+rule qc:
+    input:
+        metrics=per_shard("<results>/{dataset}/qc/metrics/{shard}.parquet"),
+        metadata="<results>/{dataset}/metadata.parquet",
+        doublets=doublet_scores,
+    output:
+        cells="<results>/{dataset}/cells.parquet",
+        thresholds="<results>/{dataset}/qc/thresholds.json",
+        figures=multiext("<results>/{dataset}/qc/thresholds", ".png", ".svg"),
+    log:
+        "<logs>/{dataset}/qc.log",
+    benchmark:
+        "<benchmarks>/{dataset}/qc.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 20),
+        runtime=minutes(20),
+    params:
+        revision=REVISIONS["qc"],
+        options=qc_options,
+        folder=subpath(output.thresholds, parent=True),
+    shell:
+        "cellformers qc {input.metrics} --metadata {input.metadata} {params.options} "
+        "-o {output.cells} --report {params.folder} 2> {log}"

@@ -1,0 +1,100 @@
+# Embeddings of cells and of genes, shard by shard, one GPU a job where the config asks for GPUs.
+
+
+rule embed:
+    input:
+        tokens=embedding_tokens,
+        model=embedding_model,
+    output:
+        "<results>/{dataset}/embeddings/{embedding}/{shard}.parquet",
+    log:
+        "<logs>/{dataset}/embeddings/{embedding}/{shard}.log",
+    benchmark:
+        "<benchmarks>/{dataset}/embeddings/{embedding}/{shard}.tsv"
+    conda:
+        GPU_ENV
+    threads: 2
+    resources:
+        **GPU,
+        mem_mb=memory(4000, 5),
+        runtime=minutes(120, 600),
+    params:
+        revision=REVISIONS["embed"],
+        model=subpath(input.model[0], parent=True),
+        options=embed_options,
+    shell:
+        "cellformers embed {input.tokens} --model {params.model} {params.options} "
+        "--threads {threads} -o {output} 2> {log}"
+
+
+rule gather:
+    input:
+        shards=per_shard("<results>/{dataset}/embeddings/{embedding}/{shard}.parquet"),
+        cells="<results>/{dataset}/cells.parquet",
+    output:
+        "<results>/{dataset}/embeddings/{embedding}.h5ad",
+    log:
+        "<logs>/{dataset}/embeddings/{embedding}.log",
+    benchmark:
+        "<benchmarks>/{dataset}/embeddings/{embedding}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 3),
+        runtime=minutes(20, 20),
+    params:
+        revision=REVISIONS["gather"],
+    shell:
+        "cellformers gather {input.shards} --cells {input.cells} --name {wildcards.embedding} -o {output} 2> {log}"
+
+
+rule embed_genes:
+    input:
+        tokens=embedding_tokens,
+        model=embedding_model,
+    output:
+        "<results>/{dataset}/gene_embeddings/{embedding}/{shard}.parquet",
+    log:
+        "<logs>/{dataset}/gene_embeddings/{embedding}/{shard}.log",
+    benchmark:
+        "<benchmarks>/{dataset}/gene_embeddings/{embedding}/{shard}.tsv"
+    conda:
+        GPU_ENV
+    threads: 2
+    resources:
+        **GPU,
+        mem_mb=memory(4000, 5),
+        runtime=minutes(120, 600),
+    params:
+        revision=REVISIONS["embed"],
+        model=subpath(input.model[0], parent=True),
+        options=gene_embed_options,
+    shell:
+        "cellformers embed {input.tokens} --mode gene --model {params.model} {params.options} "
+        "--threads {threads} -o {output} 2> {log}"
+
+
+rule gather_genes:
+    input:
+        shards=per_shard(
+            "<results>/{dataset}/gene_embeddings/{embedding}/{shard}.parquet"
+        ),
+        model=embedding_model,
+    output:
+        "<results>/{dataset}/gene_embeddings/{embedding}.parquet",
+    log:
+        "<logs>/{dataset}/gene_embeddings/{embedding}.log",
+    benchmark:
+        "<benchmarks>/{dataset}/gene_embeddings/{embedding}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 3),
+        runtime=minutes(20),
+    params:
+        revision=REVISIONS["gather"],
+        model=subpath(input.model[0], parent=True),
+    shell:
+        "cellformers gather-genes {input.shards} --model {params.model} -o {output} 2> {log}"

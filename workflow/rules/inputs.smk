@@ -1,0 +1,119 @@
+# Input and parameter functions of the rules: what a rule reads, and the flags it passes on.
+
+
+def ingest_source(wildcards, input):
+    """What ingest reads: the sample table where there is one, else the one raw file."""
+    return (
+        f"--samples {shlex.quote(input.samples)}"
+        if input.get("samples")
+        else shlex.quote(input.raw[0])
+    )
+
+
+def doublet_scores(wildcards):
+    """The doublet scores of a dataset whose QC asks for them."""
+    wanted = CONFIG.datasets[wildcards.dataset].qc.doublets
+    return [f"<results>/{wildcards.dataset}/qc/doublets.parquet"] if wanted else []
+
+
+def doublet_options(wildcards):
+    return flags(batch=CONFIG.datasets[wildcards.dataset].batch, seed=CONFIG.seed)
+
+
+def qc_options(wildcards, input):
+    qc = CONFIG.datasets[wildcards.dataset].qc
+    return flags(
+        method=qc.method,
+        n_sd=qc.n_sd,
+        min_genes=qc.min_genes,
+        min_counts=qc.min_counts,
+        max_counts=qc.max_counts,
+        max_mito_fraction=qc.max_mito_fraction,
+        doublets=input.doublets or None,
+    )
+
+
+def corpus_sketches(wildcards):
+    return [
+        f"<results>/{dataset}/medians/{shard}.parquet"
+        for dataset in CONFIG.corpora[wildcards.corpus].datasets
+        for shard in shard_names(dataset)
+    ]
+
+
+def vocabulary_source(wildcards):
+    """Where a vocabulary is made from: own medians, published dictionaries, or the folder of a model."""
+    source = CONFIG.vocabularies.get(wildcards.vocabulary)
+    if source is None:
+        return str(CONFIG.models[wildcards.vocabulary].path / "vocabulary")
+    if source.corpus:
+        return f"<results>/corpora/{source.corpus}/medians.parquet"
+    return str(source.published)
+
+
+def vocabulary_options(wildcards):
+    source = CONFIG.vocabularies.get(wildcards.vocabulary)
+    if source is None or source.corpus is None:
+        return ""
+    return flags(
+        special_tokens=source.special_tokens, context_length=source.context_length
+    )
+
+
+def vocabulary_input(wildcards):
+    return vocabulary_files(wildcards.vocabulary)
+
+
+def published_model(wildcards):
+    folder = CONFIG.models[wildcards.published].path
+    return [str(folder / "config.json"), str(folder / "model.safetensors")]
+
+
+def published_model_vocabulary(wildcards):
+    return vocabulary_files(vocabulary_of(wildcards.published))
+
+
+def pretrain_tokens(wildcards):
+    model = CONFIG.models[wildcards.pretrained]
+    return [
+        f"<results>/{dataset}/tokens/{model.vocabulary}/{shard}.parquet"
+        for dataset in model.pretrain.datasets or CONFIG.datasets
+        for shard in shard_names(dataset)
+    ]
+
+
+def pretrain_vocabulary(wildcards):
+    return vocabulary_files(CONFIG.models[wildcards.pretrained].vocabulary)
+
+
+def pretrain_options(wildcards):
+    options = CONFIG.models[wildcards.pretrained].pretrain.model_dump(
+        exclude={"datasets"}
+    )
+    return flags(**options, accelerator=CONFIG.accelerator)
+
+
+def embedding_tokens(wildcards):
+    vocabulary = vocabulary_of(embedding_spec(wildcards.embedding).model)
+    return (
+        f"<results>/{wildcards.dataset}/tokens/{vocabulary}/{wildcards.shard}.parquet"
+    )
+
+
+def embedding_model(wildcards):
+    return model_files(embedding_spec(wildcards.embedding).model)
+
+
+def embed_options(wildcards):
+    spec = embedding_spec(wildcards.embedding)
+    return flags(
+        mode=spec.mode,
+        layer=spec.layer,
+        dtype=spec.dtype,
+        accelerator=CONFIG.accelerator,
+    )
+
+
+def gene_embed_options(wildcards):
+    spec = embedding_spec(wildcards.embedding)
+    return flags(layer=spec.layer, dtype=spec.dtype, accelerator=CONFIG.accelerator)

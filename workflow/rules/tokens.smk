@@ -1,0 +1,28 @@
+# Counts shards to ranked genes.
+
+
+rule tokenize:
+    input:
+        counts="<results>/{dataset}/counts/{shard}.h5ad",
+        cells="<results>/{dataset}/cells.parquet",
+        vocabulary=vocabulary_input,
+        # the mapping is judged over the whole dataset, whatever the number of shards
+        genes="<results>/{dataset}/qc/genes.{vocabulary}.json",
+    output:
+        "<results>/{dataset}/tokens/{vocabulary}/{shard}.parquet",
+    log:
+        "<logs>/{dataset}/tokens/{vocabulary}/{shard}.log",
+    benchmark:
+        "<benchmarks>/{dataset}/tokens/{vocabulary}/{shard}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 2
+    resources:
+        mem_mb=memory(1500),
+        runtime=minutes(10, 10),
+    params:
+        revision=REVISIONS["tokenize"],
+        vocabulary=subpath(input.vocabulary[0], parent=True),
+    shell:
+        "cellformers tokenize {input.counts} --cells {input.cells} --vocabulary {params.vocabulary} "
+        "--threads {threads} -o {output} 2> {log}"

@@ -1,0 +1,92 @@
+# Corpus medians and vocabularies: an own corpus, published dictionaries, or what a model folder carries.
+
+
+rule sketch:
+    input:
+        counts="<results>/{dataset}/counts/{shard}.h5ad",
+        cells="<results>/{dataset}/cells.parquet",
+    output:
+        "<results>/{dataset}/medians/{shard}.parquet",
+    log:
+        "<logs>/{dataset}/sketch/{shard}.log",
+    benchmark:
+        "<benchmarks>/{dataset}/sketch/{shard}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(3000),
+        runtime=minutes(20, 20),
+    params:
+        revision=REVISIONS["sketch"],
+    shell:
+        "cellformers sketch {input.counts} --cells {input.cells} -o {output} 2> {log}"
+
+
+rule medians:
+    input:
+        sketches=corpus_sketches,
+    output:
+        "<results>/corpora/{corpus}/medians.parquet",
+    log:
+        "<logs>/corpora/{corpus}/medians.log",
+    benchmark:
+        "<benchmarks>/corpora/{corpus}/medians.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime=minutes(20, 20),
+    params:
+        revision=REVISIONS["medians"],
+    shell:
+        "cellformers medians {input.sketches} -o {output} 2> {log}"
+
+
+rule vocabulary:
+    input:
+        vocabulary_source,
+    output:
+        tokens="<results>/vocabularies/{vocabulary}/tokens.parquet",
+        aliases="<results>/vocabularies/{vocabulary}/aliases.parquet",
+        description="<results>/vocabularies/{vocabulary}/vocabulary.json",
+    log:
+        "<logs>/vocabularies/{vocabulary}.log",
+    benchmark:
+        "<benchmarks>/vocabularies/{vocabulary}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime=minutes(10),
+    params:
+        revision=REVISIONS["vocabulary"],
+        folder=subpath(output.tokens, parent=True),
+        options=vocabulary_options,
+    shell:
+        "cellformers vocabulary --from {input} --name {wildcards.vocabulary} {params.options} -o {params.folder} 2> {log}"
+
+
+rule genes:
+    input:
+        features="<results>/{dataset}/features.parquet",
+        vocabulary=vocabulary_input,
+    output:
+        "<results>/{dataset}/qc/genes.{vocabulary}.json",
+    log:
+        "<logs>/{dataset}/genes.{vocabulary}.log",
+    benchmark:
+        "<benchmarks>/{dataset}/genes.{vocabulary}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1500),
+        runtime=minutes(10),
+    params:
+        revision=REVISIONS["genes"],
+        vocabulary=subpath(input.vocabulary[0], parent=True),
+    shell:
+        "cellformers genes {input.features} --vocabulary {params.vocabulary} -o {output} 2> {log}"

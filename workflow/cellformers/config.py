@@ -313,7 +313,7 @@ def _location(error: Mapping[str, Any]) -> str:
     return ".".join(parts)
 
 
-def _section_fields(location: tuple[Any, ...], value: Mapping[str, Any]) -> list[str]:
+def _section_fields(location: tuple[Any, ...]) -> list[str]:
     """The keys allowed where an unknown key was found, by walking the models along the location."""
     model: type[BaseModel] | None = Config
     by_key: dict[str, type[BaseModel]] = {
@@ -333,7 +333,6 @@ def _section_fields(location: tuple[Any, ...], value: Mapping[str, Any]) -> list
             model = GeneLabels
         elif part in by_key:
             model = by_key[part]
-    del value
     return list(model.model_fields) if model is not None else []
 
 
@@ -355,10 +354,26 @@ def load(values: Mapping[str, Any], *, path: str | Path = "config") -> Config:
         where = _location(error)
         if error["type"] == "extra_forbidden":
             key = str(error["loc"][-1])
-            hint = did_you_mean(key, _section_fields(error["loc"], values))
+            hint = did_you_mean(key, _section_fields(error["loc"]))
             raise UserError(f"unknown key {where!r}", path=path, fix=hint) from None
         message = re.sub(r"^Value error, ", "", str(error["msg"]))
         raise UserError(f"{where}: {message}" if where else message, path=path) from None
+
+
+def load_file(path: str | Path) -> Config:
+    """Read and validate a YAML config file; UserError as `load`, and for what is not YAML."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't be read ({error})", path=path) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"is not YAML ({error})", path=path) from None
+    return load(
+        {k: v for k, v in values.items() if k != "pathvars"} if isinstance(values, dict) else values,
+        path=path,
+    )
 
 
 def _type_text(schema: Mapping[str, Any]) -> str:
@@ -384,10 +399,11 @@ def readme() -> str:
     lines = [
         "# The configuration",
         "",
-        "Written by `python -m cellformers.config` from the models in `workflow/cellformers/config.py`; don't edit by hand.",
+        "Written by `python -m cellformers.config` from the models in `workflow/cellformers/config.py`; don't",
+        "edit it by hand.",
         "",
-        "`config.yaml` is the quickstart, `example-own-data.yaml` a template for files of your own. Paths are relative to",
-        "the folder the run works in. Threads, memory and clusters are set by profiles, never here.",
+        "`config.yaml` is the quickstart, `example-own-data.yaml` a template for files of your own. Paths are",
+        "relative to the folder the run works in. Threads, memory and clusters are set by profiles, never here.",
     ]
     sections: list[tuple[str, type[Section]]] = [
         ("top level", Config), ("simulate", Simulate), ("datasets.NAME", Dataset), ("datasets.NAME.qc", QC),

@@ -19,6 +19,7 @@ REVISIONS = {
     "randomize": 1,
     "embed": 1,
     "gather": 1,
+    "map": 1,
     "split": 1,
     "evaluate": 1,
     "summarize": 1,

@@ -16,9 +16,7 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 # Unset on a CPU: some executors take the mere presence of a GPU resource, even 0, for a request.
-GPU_ENV = (
-    "../../envs/gpu.yaml" if CONFIG.accelerator == "cuda" else "../../envs/cpu.yaml"
-)
+GPU_ENV = "../../envs/gpu.yaml" if CONFIG.accelerator == "cuda" else "../../envs/cpu.yaml"
 GPU = {"gpu": 1, "gpu_manufacturer": "nvidia"} if CONFIG.accelerator == "cuda" else {}
 VOCABULARY_FILES = ["tokens.parquet", "aliases.parquet", "vocabulary.json"]
 MODEL_FILES = [
@@ -27,7 +25,7 @@ MODEL_FILES = [
     *(f"vocabulary/{name}" for name in VOCABULARY_FILES),
 ]
 CELL_BASELINES = ["pca_hvg", "log_counts", "permuted"]
-GENE_BASELINES = ["mean_expression", "detection_rate", "coexpression_pca", "permuted"]
+GENE_BASELINES = ["mean_expression", "detection", "coexpression_pca", "permuted"]
 
 
 def one_of(names):
@@ -42,9 +40,7 @@ wildcard_constraints:
     model=one_of(CONFIG.models),
     published=one_of([name for name, model in CONFIG.models.items() if model.path]),
     pretrained=one_of([name for name, model in CONFIG.models.items() if model.pretrain]),
-    embedding=one_of(
-        [*CONFIG.embeddings, *(name + RANDOM_SUFFIX for name in CONFIG.embeddings)]
-    ),
+    embedding=one_of([*CONFIG.embeddings, *(name + RANDOM_SUFFIX for name in CONFIG.embeddings)]),
     benchmark=one_of(CONFIG.benchmarks),
     shard=r"\d{4}-of-\d{4}",
 
@@ -59,10 +55,7 @@ def per_shard(pattern):
     """An input function: the pattern for every shard of the wildcard `dataset`."""
 
     def paths(wildcards):
-        return [
-            pattern.replace("{shard}", shard)
-            for shard in shard_names(wildcards.dataset)
-        ]
+        return [pattern.replace("{shard}", shard) for shard in shard_names(wildcards.dataset)]
 
     return paths
 
@@ -70,13 +63,9 @@ def per_shard(pattern):
 def sample_table(path):
     """Rows of a sample table; its paths are relative to the folder it lies in."""
     with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(
-            csv.DictReader(file, delimiter="," if str(path).endswith(".csv") else "\t")
-        )
+        rows = list(csv.DictReader(file, delimiter="," if str(path).endswith(".csv") else "\t"))
     if not rows or not {"sample", "path"} <= set(rows[0]):
-        raise WorkflowError(
-            f"{path}: a sample table needs the columns sample and path, and at least one row"
-        )
+        raise WorkflowError(f"{path}: a sample table needs the columns sample and path, and at least one row")
     return [{**row, "path": str(Path(path).parent / row["path"])} for row in rows]
 
 
@@ -84,10 +73,7 @@ def dataset_files(name):
     """The raw files of a dataset, as inputs of its ingest."""
     dataset = CONFIG.datasets[name]
     if dataset.simulated:
-        return [
-            "<results>/simulated/"
-            + {"atlas": "atlas.h5ad", "second": "second.loom"}[dataset.simulated]
-        ]
+        return ["<results>/simulated/" + {"atlas": "atlas.h5ad", "second": "second.loom"}[dataset.simulated]]
     if dataset.path:
         return [str(dataset.path)]
     if not dataset.samples.is_file():
@@ -102,6 +88,8 @@ def flags(**options):
         flag = "--" + key.replace("_", "-")
         if value is True:
             words.append(flag)
+        elif isinstance(value, list):
+            words += [f"{flag} {shlex.quote(str(item))}" for item in value]
         elif value is not None and value is not False:
             words.append(f"{flag} {shlex.quote(str(value))}")
     return " ".join(words)
@@ -170,9 +158,7 @@ def all_tokens():
     return [
         f"<results>/{dataset}/tokens/{vocabulary}/{shard}.parquet"
         for dataset in CONFIG.datasets
-        for vocabulary in dict.fromkeys(
-            [*CONFIG.vocabularies, *(vocabulary_of(m) for m in CONFIG.models)]
-        )
+        for vocabulary in dict.fromkeys([*CONFIG.vocabularies, *(vocabulary_of(m) for m in CONFIG.models)])
         for shard in shard_names(dataset)
     ]
 

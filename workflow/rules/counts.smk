@@ -6,6 +6,7 @@ rule simulate:
         atlas="<results>/simulated/atlas.h5ad",
         second="<results>/simulated/second.loom",
         labels="<results>/simulated/gene_labels.csv",
+        degrees="<results>/simulated/out_degrees.csv",
         truth="<results>/simulated/truth.json",
     log:
         "<logs>/simulate.log",
@@ -36,9 +37,7 @@ for name, dataset in CONFIG.datasets.items():
             labels=str(dataset.labels.path) if dataset.labels else [],
             samples=str(dataset.samples) if dataset.samples else [],
         output:
-            counts=[
-                f"<results>/{name}/counts/{shard}.h5ad" for shard in shard_names(name)
-            ],
+            counts=[f"<results>/{name}/counts/{shard}.h5ad" for shard in shard_names(name)],
             metadata=f"<results>/{name}/metadata.parquet",
             features=f"<results>/{name}/features.parquet",
         log:

@@ -77,10 +77,7 @@ rule embed_genes:
 
 rule gather_genes:
     input:
-        shards=per_shard(
-            "<results>/{dataset}/gene_embeddings/{embedding}/{shard}.parquet"
-        ),
-        model=embedding_model,
+        shards=per_shard("<results>/{dataset}/gene_embeddings/{embedding}/{shard}.parquet"),
     output:
         "<results>/{dataset}/gene_embeddings/{embedding}.parquet",
     log:
@@ -95,6 +92,5 @@ rule gather_genes:
         runtime=minutes(20),
     params:
         revision=REVISIONS["gather"],
-        model=subpath(input.model[0], parent=True),
     shell:
-        "cellformers gather-genes {input.shards} --model {params.model} -o {output} 2> {log}"
+        "cellformers gather-genes {input.shards} -o {output} 2> {log}"

@@ -3,11 +3,7 @@
 
 def ingest_source(wildcards, input):
     """What ingest reads: the sample table where there is one, else the one raw file."""
-    return (
-        f"--samples {shlex.quote(input.samples)}"
-        if input.get("samples")
-        else shlex.quote(input.raw[0])
-    )
+    return f"--samples {shlex.quote(input.samples)}" if input.get("samples") else shlex.quote(input.raw[0])
 
 
 def doublet_scores(wildcards):
@@ -55,9 +51,7 @@ def vocabulary_options(wildcards):
     source = CONFIG.vocabularies.get(wildcards.vocabulary)
     if source is None or source.corpus is None:
         return ""
-    return flags(
-        special_tokens=source.special_tokens, context_length=source.context_length
-    )
+    return flags(special_tokens=source.special_tokens, context_length=source.context_length)
 
 
 def vocabulary_input(wildcards):
@@ -87,17 +81,13 @@ def pretrain_vocabulary(wildcards):
 
 
 def pretrain_options(wildcards):
-    options = CONFIG.models[wildcards.pretrained].pretrain.model_dump(
-        exclude={"datasets"}
-    )
+    options = CONFIG.models[wildcards.pretrained].pretrain.model_dump(exclude={"datasets"})
     return flags(**options, accelerator=CONFIG.accelerator)
 
 
 def embedding_tokens(wildcards):
     vocabulary = vocabulary_of(embedding_spec(wildcards.embedding).model)
-    return (
-        f"<results>/{wildcards.dataset}/tokens/{vocabulary}/{wildcards.shard}.parquet"
-    )
+    return f"<results>/{wildcards.dataset}/tokens/{vocabulary}/{wildcards.shard}.parquet"
 
 
 def embedding_model(wildcards):

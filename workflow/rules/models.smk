@@ -8,10 +8,7 @@ rule import_model:
     output:
         config="<results>/models/{published}/config.json",
         weights="<results>/models/{published}/model.safetensors",
-        vocabulary=[
-            f"<results>/models/{{published}}/vocabulary/{name}"
-            for name in VOCABULARY_FILES
-        ],
+        vocabulary=[f"<results>/models/{{published}}/vocabulary/{name}" for name in VOCABULARY_FILES],
     log:
         "<logs>/models/{published}/import.log",
     benchmark:
@@ -38,10 +35,7 @@ rule pretrain:
     output:
         config="<results>/models/{pretrained}/config.json",
         weights="<results>/models/{pretrained}/model.safetensors",
-        vocabulary=[
-            f"<results>/models/{{pretrained}}/vocabulary/{name}"
-            for name in VOCABULARY_FILES
-        ],
+        vocabulary=[f"<results>/models/{{pretrained}}/vocabulary/{name}" for name in VOCABULARY_FILES],
         training="<results>/models/{pretrained}/training.json",
         loss="<results>/models/{pretrained}/loss.tsv",
     log:
@@ -72,8 +66,7 @@ rule randomize:
         config=f"<results>/models/{{model}}{RANDOM_SUFFIX}/config.json",
         weights=f"<results>/models/{{model}}{RANDOM_SUFFIX}/model.safetensors",
         vocabulary=[
-            f"<results>/models/{{model}}{RANDOM_SUFFIX}/vocabulary/{name}"
-            for name in VOCABULARY_FILES
+            f"<results>/models/{{model}}{RANDOM_SUFFIX}/vocabulary/{name}" for name in VOCABULARY_FILES
         ],
     log:
         "<logs>/models/{model}/randomize.log",

@@ -1,0 +1,92 @@
+"""The config: what it accepts, what it says of mistakes, and that its generated texts are current."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cellformers import config
+from cellformers.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+MINIMAL = {"datasets": {"mine": {"path": "my.h5ad"}}}
+
+
+def change(**sections: object) -> dict[str, object]:
+    return {**MINIMAL, **sections}
+
+
+def refusal(values: dict[str, object]) -> str:
+    with pytest.raises(UserError) as caught:
+        config.load(values, path="my.yaml")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configs_are_valid(path: Path) -> None:
+    assert config.load_file(path).datasets
+
+
+def test_minimal_config_gets_defaults() -> None:
+    loaded = config.load(MINIMAL)
+    assert loaded.accelerator == "cpu"
+    assert loaded.datasets["mine"].qc.method == "sd"
+    assert loaded.datasets["mine"].shards == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (change(acelerator="cpu"), "unknown key 'acelerator'; did you mean 'accelerator'?"),
+        ({"datasets": {"m": {"path": "a", "shard": 2}}}, "unknown key 'datasets.m.shard'; did you mean 'shards'?"),
+        ({"datasets": {"m": {"path": "a", "qc": {"metod": "sd"}}}}, "did you mean 'method'?"),
+        (change(embeddings={"e": {"modell": "x", "model": "x"}}), "did you mean 'model'?"),
+        (
+            change(benchmarks={"b": {"task": "genes", "dataset": "mine", "labels": {"path": "x", "positiv": "a"}}}),
+            "did you mean 'positive'?",
+        ),
+        (change(benchmarks={"b": {"task": "cells", "train": ["mine"], "lable": "x"}}), "did you mean 'label'?"),
+        (change(embeddings={"e": {"model": "genformer"}}, models={"geneformer": {"path": "x"}}), "'geneformer'"),
+        ({"datasets": {"m": {"path": "a", "simulated": "atlas"}}}, "exactly one of path, samples, simulated"),
+        ({"datasets": {"models": {"path": "a"}}}, "taken by a results folder"),
+        ({"datasets": {"a/b": {"path": "a"}}}, "pattern"),
+        (change(benchmarks={"b": {"task": "cells", "train": ["mine"], "test": ["mine"], "label": "x"}}), "in train and"),
+        ({}, "datasets"),
+        ({"datasets": {"m": {"path": "a", "shards": 0}}}, "greater than or equal to 1"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(values: dict[str, object], said: str) -> None:
+    assert said in refusal(values)
+
+
+def test_config_that_is_not_a_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("- a\n- b\n")
+    with pytest.raises(UserError, match="not a YAML mapping"):
+        config.load_file(path)
+    path.write_text("a: [")
+    with pytest.raises(UserError, match="is not YAML"):
+        config.load_file(path)
+
+
+def test_generated_texts_are_current() -> None:
+    assert (ROOT / "config" / "README.md").read_text() == config.readme(), "run python -m cellformers.config"
+    assert (ROOT / "workflow" / "schemas" / "config.schema.json").read_text() == config.schema_text()
+
+
+def test_every_key_is_explained() -> None:
+    for model in (config.Config, config.Dataset, config.QC, config.Pretrain, config.CellBenchmark):
+        assert all(field.description for field in model.model_fields.values())
+
+
+def test_environment_pins_equal_the_constraints() -> None:
+    constraints = (ROOT / "envs" / "constraints.txt").read_text().splitlines()
+    pins = {line.lower() for line in constraints if "==" in line}
+    for name in ("cpu", "gpu"):
+        environment = yaml.safe_load((ROOT / "envs" / f"{name}.yaml").read_text())
+        installed = [entry for entry in environment["dependencies"] if isinstance(entry, dict)][0]["pip"]
+        pinned = [line for line in installed if "==" in line]
+        assert len(pinned) > 15
+        assert {line.lower() for line in pinned} <= pins
+        assert any(line.startswith("cellformers @") for line in installed)

@@ -1,0 +1,97 @@
+"""The rules without running them: plans, resources, modules, mistakes in the config."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DEMO = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+Run = Callable[..., subprocess.CompletedProcess[str]]
+MODEL_RULES = ("pretrain", "embed", "embed_genes")
+
+
+def planned_jobs(output: str) -> dict[str, int]:
+    """Rule names and numbers of jobs from the table that a dry run prints."""
+    return {name: int(number) for name, number in re.findall(r"^(\w+)\s+(\d+)$", output, flags=re.MULTILINE)}
+
+
+def resources_of(output: str, rule: str) -> str:
+    blocks = [block for block in output.split("\n\n") if re.search(rf"^(local)?rule {rule}:", block, re.MULTILINE)]
+    assert blocks, f"no job of rule {rule} in the plan"
+    return "\n".join(re.findall(r"resources: .*", "\n".join(blocks)))
+
+
+def test_dry_run_shows_every_rule(snakemake: Run, tmp_path: Path) -> None:
+    done = snakemake(tmp_path, DEMO, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    jobs = planned_jobs(done.stdout + done.stderr)
+    assert jobs["tokenize"] == 3
+    assert jobs["embed"] == 6  # 3 shards, trained and with random weights
+    assert jobs["pretrain"] == jobs["report"] == 1
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
+def test_gpu_resources_only_where_asked_for(snakemake: Run, tmp_path: Path, accelerator: str) -> None:
+    done = snakemake(tmp_path, {**DEMO, "accelerator": accelerator}, "--dry-run", "--verbose")
+    assert done.returncode == 0, done.stderr
+    plan = done.stdout + done.stderr
+    for rule in MODEL_RULES:
+        assert ("gpu=1" in resources_of(plan, rule)) == (accelerator == "cuda")
+        assert ("gpu_manufacturer=nvidia" in resources_of(plan, rule)) == (accelerator == "cuda")
+    for rule in ("tokenize", "gather", "qc", "sketch"):
+        assert "gpu" not in resources_of(plan, rule)
+
+
+def test_more_shards_make_more_jobs(snakemake: Run, tmp_path: Path) -> None:
+    datasets = {**DEMO["datasets"], "atlas": {**DEMO["datasets"]["atlas"], "shards": 7}}
+    done = snakemake(tmp_path, {**DEMO, "datasets": datasets}, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert planned_jobs(done.stdout + done.stderr)["tokenize"] == 8
+
+
+def test_misspelt_key_is_named(snakemake: Run, tmp_path: Path) -> None:
+    done = snakemake(tmp_path, {**DEMO, "embedings": {}}, "--dry-run")
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert "unknown key 'embedings'; did you mean 'embeddings'?" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("prefix", [None, "sub"])
+def test_used_as_a_module(snakemake: Run, tmp_path: Path, prefix: str | None) -> None:
+    outer = tmp_path / "Snakefile"
+    prefix_line = f'    prefix: "{prefix}"\n' if prefix else ""
+    outer.write_text(
+        f'configfile: "config.yaml"\nmodule cells:\n    snakefile: "{ROOT / "Snakefile"}"\n    config: config\n'
+        f"{prefix_line}use rule * from cells as cells_*\n"
+        "rule all:\n    default_target: True\n    input: rules.cells_all.input\n"
+    )
+    done = snakemake(tmp_path, DEMO, "--dry-run", snakefile=outer)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{prefix}/results/report.html" if prefix else "results/report.html" in done.stdout + done.stderr
+
+
+def test_every_rule_has_log_benchmark_and_environment() -> None:
+    for path in sorted((ROOT / "workflow" / "rules").glob("*.smk")):
+        text = path.read_text()
+        for name, body in re.findall(r"^(?:    )?rule ?(\w*):\n(.*?)(?=^(?:    )?rule|\Z)", text, re.DOTALL | re.MULTILINE):
+            for directive in ("log:", "benchmark:", "conda:", "threads:", "mem_mb=", "runtime=", "revision="):
+                assert directive in body, f"{path.name}: rule {name or '(ingest)'} lacks {directive}"
+
+
+def test_snakefile_stays_a_table_of_contents() -> None:
+    assert len((ROOT / "Snakefile").read_text().splitlines()) < 50
+    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
+        assert len(path.read_text().splitlines()) < 200, path.name
+
+
+def test_profiles_parse() -> None:
+    for name in ("default", "slurm"):
+        profile = yaml.safe_load((ROOT / "profiles" / name / "profile.yaml").read_text())
+        assert "default-resources" not in profile
+        assert "set-threads" not in profile
+    assert profile["executor"] == "slurm"

@@ -1,0 +1,143 @@
+"""Verbs from raw files to the table of cells: ingest, qc-metrics, doublets, qc."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cellformers.commands import options as opt
+from cellformers.errors import UserError
+
+Shards = Annotated[list[Path], typer.Argument(metavar="SHARD...", help="Files of earlier steps, in order.")]
+Metadata = Annotated[Path, typer.Option("--metadata", help="The dataset's metadata.parquet.")]
+
+
+def ingest(
+    output: opt.Output,
+    raw_file: Annotated[Path | None, typer.Argument(metavar="FILE", help="One count file or folder.")] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="A table (sample, path, ...) of several files.")
+    ] = None,
+    shards: Annotated[int, typer.Option(min=1, help="Number of contiguous row ranges.")] = 1,
+    labels: Annotated[Path | None, typer.Option(help="A table of cell labels to join.")] = None,
+    key: Annotated[str | None, typer.Option(help="Its column of cell names or barcodes.")] = None,
+    layer: opt.Layer = None,
+    raw: opt.Raw = False,
+    round_counts: opt.Round = False,
+    make_unique: opt.MakeUnique = False,
+    genes_in_rows: opt.GenesInRows = False,
+    cells_in_rows: opt.CellsInRows = False,
+    gene_column: opt.GeneColumn = None,
+    cell_column: opt.CellColumn = None,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Turn raw files into a dataset folder: counts/, metadata.parquet, features.parquet.
+
+    Example: cellformers ingest my.h5ad --shards 4 -o results/mine
+    """
+    from cellformers.counts import ingest as run
+    from cellformers.counts import read_samples, shard_name
+    from cellformers.io.labels import LabelTable
+    from cellformers.progress import progress, say
+
+    if (raw_file is None) == (samples is None):
+        raise UserError("give either one FILE or --samples TABLE")
+    if (labels is None) != (key is None):
+        raise UserError("--labels and --key go together")
+    chosen = opt.read_options(
+        layer=layer, raw=raw, round_counts=round_counts, make_unique=make_unique, genes_in_rows=genes_in_rows,
+        cells_in_rows=cells_in_rows, gene_column=gene_column, cell_column=cell_column,
+    )  # fmt: skip
+    with progress("ingest", quiet=quiet) as advance:
+        done = run(
+            read_samples(raw_file, samples),
+            [output / "counts" / f"{shard_name(index, shards)}.h5ad" for index in range(shards)],
+            metadata=output / "metadata.parquet",
+            features=output / "features.parquet",
+            options=chosen,
+            labels=LabelTable(labels, key) if labels is not None and key is not None else None,
+            progress=advance,
+        )
+    for note in done.notes:
+        say(f"ingest: {note}", quiet=quiet)
+
+
+def qc_metrics(
+    shard: Annotated[Path, typer.Argument(help="A counts shard.")],
+    output: opt.Output,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Measure total counts, detected genes and the mitochondrial fraction of a shard's cells.
+
+    Example: cellformers qc-metrics results/mine/counts/0001-of-0001.h5ad -o metrics.parquet
+    """
+    from cellformers.qc import qc_metrics as run
+
+    run(shard, output, quiet=quiet)
+
+
+def doublets(
+    shards: Shards,
+    metadata: Metadata,
+    output: opt.Output,
+    batch: Annotated[str | None, typer.Option(help="Metadata column of batches to score apart.")] = None,
+    seed: opt.Seed = 0,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Score doublets with scrublet, batch by batch over the whole dataset.
+
+    Example: cellformers doublets counts/*.h5ad --metadata metadata.parquet --batch donor -o doublets.parquet
+    """
+    from cellformers.doublets import score_doublets
+    from cellformers.progress import say
+
+    for note in score_doublets(shards, metadata, output=output, batch=batch, seed=seed, quiet=quiet):
+        say(f"doublets: {note}", quiet=quiet)
+
+
+def qc(
+    metrics: Shards,
+    metadata: Metadata,
+    output: opt.Output,
+    report: Annotated[Path, typer.Option(help="Folder for thresholds.json and the figures.")],
+    method: Annotated[str, typer.Option(help="sd, mad, fixed or none.")] = "sd",
+    n_sd: Annotated[float, typer.Option(help="Width for sd and mad.")] = 3.0,
+    min_genes: Annotated[int, typer.Option(help="Detected features a cell must have.")] = 7,
+    min_counts: Annotated[float | None, typer.Option(help="fixed: least total counts.")] = None,
+    max_counts: Annotated[float | None, typer.Option(help="fixed: most total counts.")] = None,
+    max_mito_fraction: Annotated[
+        float | None, typer.Option(help="fixed: highest mitochondrial fraction.")
+    ] = None,
+    doublet_scores: Annotated[Path | None, typer.Option("--doublets", help="Scores by `doublets`.")] = None,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Decide which cells pass; write cells.parquet, thresholds.json and figures of each threshold.
+
+    Example: cellformers qc metrics/*.parquet --metadata metadata.parquet -o cells.parquet --report qc
+    """
+    from cellformers.plots.quality import draw_thresholds
+    from cellformers.progress import say
+    from cellformers.qc import QCParameters
+    from cellformers.qc import qc as run
+
+    parameters = QCParameters(
+        method=method, n_sd=n_sd, min_genes=min_genes, min_counts=min_counts, max_counts=max_counts,
+        max_mito_fraction=max_mito_fraction,
+    )  # fmt: skip
+    thresholds = report / "thresholds.json"
+    done = run(
+        metrics,
+        metadata,
+        output=output,
+        thresholds=thresholds,
+        parameters=parameters,
+        doublets=doublet_scores,
+    )
+    draw_thresholds(output, thresholds, report / "thresholds")
+    say(f"qc: {done['n_pass']:,} of {done['n_cells']:,} cells pass", quiet=quiet)
+    for name, criterion in done["criteria"].items():
+        if criterion.get("skipped"):
+            say(f"qc: {name} skipped: {criterion['skipped']}", quiet=quiet)
+
+
+VERBS = {"ingest": ingest, "qc-metrics": qc_metrics, "doublets": doublets, "qc": qc}

@@ -1,0 +1,172 @@
+"""Verbs from embeddings to the report: split, evaluate, summarize, map, report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cellformers.commands import options as opt
+from cellformers.errors import UserError
+
+Task = Annotated[str, typer.Option("--task", help="cells or genes.")]
+NAMED = "NAME=PATH"
+
+
+def named_paths(words: list[str] | None, option: str) -> dict[str, list[Path]]:
+    """Files by name from NAME=PATH words; a name may be given several times.
+
+    Raises
+    ------
+    UserError
+        If a word has no `=`.
+    """
+    found: dict[str, list[Path]] = {}
+    for word in words or []:
+        name, separator, path = word.partition("=")
+        if not separator or not name or not path:
+            raise UserError(f"{option} {word!r} is not NAME=PATH")
+        found.setdefault(name, []).append(Path(path))
+    return found
+
+
+def one_each(words: list[str] | None, option: str) -> dict[str, Path]:
+    """One file a name from NAME=PATH words."""
+    found = named_paths(words, option)
+    for name, paths in found.items():
+        if len(paths) > 1:
+            raise UserError(f"{option} {name} is given {len(paths)} times")
+    return {name: paths[0] for name, paths in found.items()}
+
+
+def _check_task(task: str) -> None:
+    if task not in ("cells", "genes"):
+        raise UserError(f"no task {task!r}", fix="give --task cells or --task genes")
+
+
+def split(
+    task: Task,
+    label: Annotated[str, typer.Option(help="Column of classes.")],
+    output: opt.Output,
+    cells: Annotated[
+        list[str] | None, typer.Option(metavar=NAMED, help="cells: cells.parquet of a dataset.")
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="cells: column of donors or batches to hold out.")] = None,
+    train: Annotated[list[str] | None, typer.Option(help="cells, transfer: datasets to train on.")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="cells, transfer: datasets to test on.")] = None,
+    given: Annotated[Path | None, typer.Option(help="cells: JSON file with a split of your own.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="genes: table of labelled genes.")] = None,
+    gene: Annotated[str, typer.Option(help="genes: its column of gene ids.")] = "gene_id",
+    positive: Annotated[str | None, typer.Option(help="genes: the class that is scored.")] = None,
+    embeddings: Annotated[
+        list[Path] | None, typer.Option(help="genes: gene embeddings to be scored.")
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="genes: name of the dataset of the embeddings.")] = "",
+    note: Annotated[str | None, typer.Option(help="A caveat to print beside every score.")] = None,
+    seed: opt.Seed = 0,
+) -> None:
+    """Split cells or genes into training and test, once for all methods of a benchmark.
+
+    Example: cellformers split --task cells --cells a=cells.parquet --label cell_type --unit donor -o split.json
+    """
+    from cellformers.evaluate.splits import make_cell_split, make_gene_split
+
+    _check_task(task)
+    if task == "cells":
+        make_cell_split(
+            cells=one_each(cells, "--cells"), label=label, unit=unit, train=train, test=test, both_ways=False,
+            given=given, seed=seed, note=note, output=output,
+        )  # fmt: skip
+        return
+    if labels is None or positive is None or not embeddings:
+        raise UserError("a split of genes needs --labels, --positive and --embeddings")
+    make_gene_split(
+        labels=labels, gene=gene, label=label, positive=positive, embeddings=embeddings, dataset=dataset,
+        seed=seed, note=note, output=output,
+    )  # fmt: skip
+
+
+def evaluate(
+    task: Task,
+    split_file: Annotated[Path, typer.Option("--split", help="What `split` wrote.")],
+    method: Annotated[str, typer.Option(help="Name of the method in the tables.")],
+    features: Annotated[str, typer.Option(help="embedding, or the name of a baseline.")],
+    output: opt.Output,
+    predictions: Annotated[Path, typer.Option(help="Where one prediction a row goes.")],
+    cells: Annotated[list[str], typer.Option(metavar=NAMED, help="cells.parquet of a dataset.")],
+    input_files: Annotated[
+        list[str] | None, typer.Option("--input", metavar=NAMED, help="Embeddings or counts of a dataset.")
+    ] = None,
+    benchmark: Annotated[str, typer.Option(help="Name of the benchmark.")] = "benchmark",
+    kind: Annotated[str, typer.Option(help="model, baseline, control or oracle.")] = "model",
+    permute: Annotated[bool, typer.Option("--permute", help="Shuffle the labels first: a control.")] = False,
+    column: Annotated[str | None, typer.Option(help="genes, features column: the column.")] = None,
+    gene: Annotated[str, typer.Option(help="genes, features column: column of gene ids.")] = "gene_id",
+    vocabulary: Annotated[Path | None, typer.Option(help="Maps features of counts to genes.")] = None,
+    published: Annotated[list[str] | None, typer.Option(metavar="METRIC|VALUE|SOURCE")] = None,
+    threads: opt.Threads = 1,
+) -> None:
+    """Score one method on one benchmark by logistic regression, with intervals.
+
+    Example: cellformers evaluate --task cells --split split.json --method v2 --features embedding --cells
+    a=cells.parquet --input a=v2.h5ad --predictions v2.predictions.parquet -o v2.json
+    """
+    from cellformers.evaluate.cells import evaluate_cells
+    from cellformers.evaluate.genes import evaluate_genes
+
+    _check_task(task)
+    numbers = [_published(word) for word in published or []]
+    tables, inputs = one_each(cells, "--cells"), named_paths(input_files, "--input")
+    if task == "cells":
+        evaluate_cells(
+            benchmark=benchmark, method=method, kind=kind, split=split_file, cells=tables, features=features,
+            inputs=inputs, permute=permute, vocabulary=vocabulary, published=numbers, threads=threads,
+            output=output, predictions=predictions,
+        )  # fmt: skip
+    else:
+        evaluate_genes(
+            benchmark=benchmark, method=method, kind=kind, split=split_file, features=features,
+            inputs=[path for paths in inputs.values() for path in paths],
+            cells=next(iter(tables.values()), None), column=column, gene=gene, permute=permute,
+            vocabulary=vocabulary, published=numbers, threads=threads, output=output, predictions=predictions,
+        )  # fmt: skip
+
+
+def _published(word: str) -> dict[str, str | float]:
+    metric, _, rest = word.partition("|")
+    value, _, source = rest.partition("|")
+    try:
+        return {"metric": metric, "value": float(value), "source": source}
+    except ValueError:
+        raise UserError(f"--published {word!r} is not METRIC|VALUE|SOURCE") from None
+
+
+def summarize(
+    scores: Annotated[
+        list[Path] | None, typer.Argument(metavar="SCORE...", help="What `evaluate` wrote.")
+    ] = None,
+    output: opt.Output = Path("benchmarks.tsv"),
+) -> None:
+    """Put the scores of every method on every benchmark into one table.
+
+    Example: cellformers summarize benchmarks/*/*.json -o benchmarks.tsv
+    """
+    from cellformers.evaluate.scores import summarise
+
+    summarise(scores or [], output)
+
+
+def map_cells(
+    embeddings: Annotated[Path, typer.Argument(help="An embedding .h5ad, by `gather`.")],
+    output: opt.Output,
+    seed: opt.Seed = 0,
+) -> None:
+    """Lay the cells of an embedding out in the plane (UMAP).
+
+    Example: cellformers map embeddings/v2.h5ad -o v2.map.parquet
+    """
+    from cellformers.maps import umap
+
+    umap(embeddings, output, seed=seed)
+
+
+VERBS = {"split": split, "evaluate": evaluate, "summarize": summarize, "map": map_cells}

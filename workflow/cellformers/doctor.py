@@ -1,0 +1,100 @@
+"""What is installed, which devices and backends work, what is missing and how to get it."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Finding(NamedTuple):
+    """One line of the doctor's report: `state` is "ok", "missing" or "note"."""
+
+    state: str
+    what: str
+    advice: str = ""
+
+
+PACKAGES = {
+    "numpy": "pip install numpy",
+    "h5py": "pip install h5py",
+    "pyarrow": "pip install pyarrow",
+    "numba": "pip install numba",
+    "anndata": "pip install anndata",
+    "scanpy": "pip install scanpy (maps and doublet scores need it)",
+    "scikit-learn": "pip install scikit-learn (evaluation needs it)",
+    "torch": "pip install torch (models need it)",
+    "snakemake": "pip install 'cellformers[workflow]' (the workflow needs it, the other commands do not)",
+}
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for name, advice in PACKAGES.items():
+        try:
+            findings.append(Finding("ok", f"{name} {importlib.metadata.version(name)}"))
+        except importlib.metadata.PackageNotFoundError:
+            findings.append(Finding("missing", name, advice))
+    return findings
+
+
+def _devices() -> list[Finding]:
+    try:
+        import torch
+    except ImportError as error:
+        return [Finding("missing", f"torch can't be imported ({error})", "install it again: pip install torch")]
+    findings = [Finding("ok", f"CPU with {os.cpu_count()} cores, {torch.get_num_threads()} threads in torch")]
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(index)
+            findings.append(
+                Finding("ok", f"GPU {index}: {device.name}, {device.total_memory / 2**30:.0f} GiB (accelerator: cuda)")
+            )
+    elif shutil.which("nvidia-smi"):
+        advice = "install the CUDA build: make demo TORCH=cuda, or pip install torch without the CPU index"
+        findings.append(Finding("missing", "an NVIDIA driver is here, but this torch sees no GPU", advice))
+    else:
+        findings.append(Finding("note", "no NVIDIA GPU: models compute on the CPU (accelerator: cpu)"))
+    return findings
+
+
+def _backends() -> list[Finding]:
+    try:
+        from cellformers.models.attention import available_backends
+    except ImportError:
+        return []
+    return [
+        Finding("ok" if reason is None else "note", f"attention backend {name}", reason or "")
+        for name, reason in available_backends().items()
+    ]
+
+
+def _writable(folder: Path) -> Finding:
+    if os.access(folder, os.W_OK):
+        free = shutil.disk_usage(folder).free / 2**30
+        return Finding("ok", f"working folder {folder}: writable, {free:.0f} GiB free")
+    return Finding("missing", f"working folder {folder} is not writable", "run from a folder of your own")
+
+
+def examine() -> list[Finding]:
+    """Look at everything; never raises."""
+    system = f"cellformers {importlib.metadata.version('cellformers')} on Python {platform.python_version()}"
+    return [
+        Finding("ok", f"{system}, {platform.system()} {platform.machine()}"),
+        *_packages(),
+        *_devices(),
+        *_backends(),
+        _writable(Path.cwd()),
+    ]
+
+
+def report(findings: list[Finding]) -> str:
+    """The findings as text, one a line, with advice below what is missing."""
+    marks = {"ok": "ok     ", "missing": "MISSING", "note": "note   "}
+    lines = []
+    for finding in findings:
+        lines.append(f"{marks[finding.state]}  {finding.what}")
+        if finding.advice:
+            lines.append(f"         -> {finding.advice}")
+    return "\n".join(lines)

@@ -1,0 +1,160 @@
+"""Doublet scores: scrublet on every batch of a dataset, whatever its shards.
+
+    cellformers doublets counts/*.h5ad --metadata metadata.parquet --batch donor -o doublets.parquet
+
+Method: Wolock et al., Cell Systems 8:281, 2019, as in `scanpy.pp.scrublet`. `qc` then drops the predicted doublets.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cellformers.counts import canonical_blocks, shard_digest
+from cellformers.errors import UserError, did_you_mean
+from cellformers.io.files import read_metadata, read_table, stamp, write_table
+from cellformers.io.source import Array, open_counts
+from cellformers.progress import progress
+from cellformers.revisions import REVISIONS
+
+SMALLEST_BATCH = 30  # with fewer cells there are no neighbourhoods to compare
+CELLS_AT_ONCE = 50_000  # cells of several batches that are held together
+COMPONENTS = 30  # scrublet's default
+
+
+def score_doublets(
+    shards: Sequence[str | Path],
+    metadata: str | Path,
+    *,
+    output: str | Path,
+    batch: str | None = None,
+    seed: int = 0,
+    quiet: bool = True,
+) -> list[str]:
+    """Score every cell as a doublet with scrublet, batch by batch over the dataset, whatever the shards.
+
+    Writes cell_id, doublet_score (float64) and predicted_doublet (bool); both are null in batches of under 30 cells
+    and in cells in which under three genes are detected. Memory holds the counts of 50,000 cells or of the largest
+    batch.
+
+    Parameters
+    ----------
+    batch
+        The metadata column whose values are scored apart (doublets form within a library); None: all cells at once.
+
+    Returns
+    -------
+    Notes on batches that were not scored.
+
+    Raises
+    ------
+    UserError
+        If there is no such column or a shard is of another dataset.
+    """
+    digest = read_metadata(metadata).get("inputs", {}).get("dataset", "")
+    for shard in shards:
+        if shard_digest(shard) != digest:
+            raise UserError("is of another dataset than the metadata", path=shard, fix="make it again")
+    table = read_table(metadata)
+    if batch is not None and batch not in table.column_names:
+        raise UserError(
+            f"has no column {batch!r} for qc's batch",
+            path=metadata,
+            fix=did_you_mean(batch, table.column_names),
+        )
+    names = ["all"] * table.num_rows if batch is None else [str(v) for v in table.column(batch).to_pylist()]
+    members: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        members.setdefault(name, []).append(row)
+    scores = np.full(table.num_rows, np.nan)
+    doublet = np.zeros(table.num_rows, bool)
+    notes = []
+    with progress("doublets", table.num_rows, quiet=quiet) as advance:
+        for group in _groups({name: np.array(rows) for name, rows in members.items()}):
+            held = np.sort(np.concatenate(list(group.values())))
+            X = _load_rows(shards, held)
+            for name, rows in group.items():
+                found = _scrublet(X[np.searchsorted(held, rows)], seed)
+                if isinstance(found, str):
+                    notes.append(f"batch {name!r}: no doublet scores, {found}")
+                else:
+                    scores[rows], doublet[rows] = found
+                advance(len(rows))
+    unknown = np.isnan(scores)
+    result = pa.table(
+        {
+            "cell_id": table.column("cell_id"),
+            "doublet_score": pa.array(scores, mask=unknown),
+            "predicted_doublet": pa.array(doublet, mask=unknown),
+        }
+    )
+    made = stamp(
+        "doublets",
+        REVISIONS["doublets"],
+        parameters={"batch": batch, "seed": seed},
+        inputs={"dataset": digest},
+    )
+    write_table(result, output, made)
+    return notes
+
+
+def _groups(members: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+    """Batches that are held together, so that the shards are read once for several small ones."""
+    group: dict[str, Array] = {}
+    for name, rows in members.items():
+        if group and sum(map(len, group.values())) + len(rows) > CELLS_AT_ONCE:
+            yield group
+            group = {}
+        group[name] = rows
+    if group:
+        yield group
+
+
+def _load_rows(shards: Sequence[str | Path], rows: Array) -> Any:
+    """The counts of some of the dataset's cells (ascending row numbers), scipy CSR of float32."""
+    import scipy.sparse as sp
+
+    parts = []
+    offset = 0
+    for shard in shards:
+        with open_counts(shard) as source:
+            for block in canonical_blocks(source):
+                low = offset + block.start
+                first, last = np.searchsorted(rows, (low, low + block.n_cells))
+                if first < last:
+                    shape = (block.n_cells, source.n_features)
+                    X = sp.csr_matrix((block.data, block.indices, block.indptr), shape=shape)
+                    parts.append(X[rows[first:last] - low].astype(np.float32))
+            offset += source.n_cells
+    return sp.vstack(parts, format="csr")
+
+
+def _scrublet(X: Any, seed: int) -> tuple[Array, Array] | str:
+    """doublet_score (NaN where unknown) and predicted_doublet of one batch's cells, or why there are none."""
+    import anndata
+    import scanpy as sc
+
+    if X.shape[0] < SMALLEST_BATCH:
+        return f"it has only {X.shape[0]} cells"
+    # What scrublet itself leaves out and selects; known here, so that it isn't asked for more components than genes.
+    genes = np.flatnonzero(X.getnnz(axis=0) >= 3)
+    kept = np.flatnonzero(X[:, genes].getnnz(axis=1) >= 3)
+    if len(kept) < SMALLEST_BATCH:
+        return f"it has only {len(kept)} cells with genes that three cells share"
+    adata = anndata.AnnData(X[kept][:, genes])
+    logged = adata.copy()
+    sc.pp.normalize_total(logged)
+    sc.pp.log1p(logged)
+    sc.pp.highly_variable_genes(logged)
+    n_variable = int(logged.var["highly_variable"].sum())
+    if n_variable < SMALLEST_BATCH:
+        return f"it has only {n_variable} highly variable genes"
+    n_prin_comps = min(COMPONENTS, len(kept) - 1, n_variable - 1)
+    sc.pp.scrublet(adata, random_state=seed, n_prin_comps=n_prin_comps, verbose=False)
+    scores = np.full(X.shape[0], np.nan)
+    doublet = np.zeros(X.shape[0], bool)
+    scores[kept] = adata.obs["doublet_score"].to_numpy()
+    doublet[kept] = adata.obs["predicted_doublet"].to_numpy()
+    return scores, doublet

@@ -1,0 +1,166 @@
+"""Scores as files, and the table of all of them.
+
+A score is one method on one benchmark: metrics with intervals and values per fold, split, seed and what went in.
+`cellformers summarize` puts scores into `benchmarks.tsv`, best first, and says where a baseline wins.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cellformers.errors import UserError, did_you_mean
+from cellformers.io.files import read_json, write_json, write_text
+
+KINDS = ("model", "baseline", "control", "oracle")
+MAIN_METRICS = {"cells": ("macro_f1", "accuracy"), "genes": ("auc",)}
+REQUIRED = (
+    "benchmark", "task", "dataset", "method", "kind", "label", "classes", "split", "n", "interval", "metrics",
+    "chance", "published", "notes", "cellformers", "step", "revision", "parameters", "inputs",
+)  # fmt: skip
+COLUMNS = (
+    "benchmark", "task", "dataset", "label", "split", "metric", "method", "kind", "value", "low", "high", "interval",
+    "n", "folds", "units", "published", "published_source", "note",
+)  # fmt: skip
+
+
+def check_kind(kind: str) -> None:
+    """UserError unless `kind` is one of KINDS."""
+    if kind not in KINDS:
+        raise UserError(f"{kind!r} is no kind of method", fix=did_you_mean(kind, KINDS))
+
+
+def published_by_metric(published: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]] | None:
+    """Published numbers ({"metric", "value", "source"}) sorted under their metric; None where there are none."""
+    result: dict[str, list[dict[str, Any]]] = {}
+    for entry in published:
+        rest = {k: v for k, v in entry.items() if k != "metric"}
+        result.setdefault(str(entry["metric"]), []).append(rest)
+    return result or None
+
+
+def _defects(score: Any) -> str | None:
+    if not isinstance(score, dict):
+        return "is not a JSON object"
+    missing = [key for key in REQUIRED if key not in score]
+    if missing:
+        return f"lacks {missing[0]!r}"
+    if score["kind"] not in KINDS or score["task"] not in MAIN_METRICS:
+        return f"has an unknown kind or task ({score['kind']}, {score['task']})"
+    for name in MAIN_METRICS[score["task"]]:
+        entry = score["metrics"].get(name)
+        if not isinstance(entry, dict) or any(k not in entry for k in ("value", "low", "high", "folds")):
+            return f"has no complete metric {name!r}"
+        value, low, high = entry["value"], entry["low"], entry["high"]
+        if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1):
+            return f"has {name} = {value}, not within 0 to 1"
+        if (low is None) != (high is None) or (low is not None and not low <= high):
+            return f"has a broken interval of {name} ({low}, {high})"
+    return None
+
+
+def write_score(score: Mapping[str, Any], path: str | Path) -> None:
+    """Write a score; ValueError if it isn't whole, which is a defect of the caller and not of the user."""
+    defect = _defects(dict(score))
+    if defect:
+        raise ValueError(f"the score {defect}")
+    write_json(dict(score), path)
+
+
+def read_score(path: str | Path) -> dict[str, Any]:
+    """Read a score; UserError if the file isn't one."""
+    score = read_json(path)
+    defect = _defects(score)
+    if defect:
+        raise UserError(f"is not a score: {defect}", path=path, fix="make it with `cellformers evaluate`")
+    return dict(score)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _row(score: Mapping[str, Any], metric: str) -> dict[str, str]:
+    entry, split = score["metrics"][metric], score["split"]
+    published = (score["published"] or {}).get(metric, [])
+    held = f" {split['unit']}" if split.get("unit") and split["kind"] == "held-out" else ""
+    names = split.get("names") or [f"fold {i + 1}" for i in range(len(entry["folds"]))]
+    return {
+        "benchmark": score["benchmark"],
+        "task": score["task"],
+        "dataset": score["dataset"],
+        "label": score["label"],
+        "split": split["kind"] + held,
+        "metric": metric,
+        "method": score["method"],
+        "kind": score["kind"],
+        "value": _number(entry["value"]),
+        "low": _number(entry["low"]),
+        "high": _number(entry["high"]),
+        "interval": score["interval"]["resampled"] or "",
+        "n": str(score["n"]),
+        "folds": "; ".join(f"{k}={_number(v)}" for k, v in zip(names, entry["folds"], strict=True)),
+        "units": "; ".join(f"{k}={_number(v)}" for k, v in (entry.get("units") or {}).items()),
+        "published": "; ".join(_number(p["value"]) for p in published),
+        "published_source": "; ".join(str(p.get("source", "")) for p in published),
+    }
+
+
+def _verdicts(group: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
+    """A note for every score of one benchmark: which is best among models and baselines, and where that surprises."""
+    values = [round(s["metrics"][metric]["value"], 4) for s in group]  # what the table shows decides
+    real = [v for v, s in zip(values, group, strict=True) if s["kind"] in ("model", "baseline")]
+    models = [v for v, s in zip(values, group, strict=True) if s["kind"] == "model"]
+    notes = []
+    for value, score in zip(values, group, strict=True):
+        said = []
+        if score["kind"] in ("model", "baseline") and value == max(real):
+            said.append("best" if real.count(value) == 1 else "best (tie)")
+            if score["kind"] == "baseline" and models and value > max(models):
+                said.append("baseline wins")
+        low, chance = score["metrics"][metric]["low"], score["chance"].get(metric)
+        if score["kind"] == "control" and low is not None and chance is not None and low > chance:
+            said.append("control above chance: look for a leak")
+        notes.append("; ".join([*said, *score["notes"]]))
+    return notes
+
+
+def summarise(scores: Sequence[str | Path], output: str | Path) -> list[dict[str, str]]:
+    """Write one row a benchmark, main metric and method, and return the rows.
+
+    Rows are sorted by benchmark and metric, models and baselines by value, then controls and oracles. `note` says
+    which method is best, whether a baseline beats every model, and what the split has to be told about.
+
+    Raises
+    ------
+    UserError
+        If a file isn't a score, one method has two scores on a benchmark, or methods were scored on different splits.
+    """
+    read = [read_score(path) for path in scores]
+    seen: dict[tuple[str, str], str | Path] = {}
+    for score, path in zip(read, scores, strict=True):
+        key = (score["benchmark"], score["method"])
+        if key in seen:
+            raise UserError(f"{key[1]} on {key[0]} is scored in {seen[key]} as well", path=path)
+        seen[key] = path
+    rows: list[dict[str, str]] = []
+    for benchmark in sorted({s["benchmark"] for s in read}):
+        group = [s for s in read if s["benchmark"] == benchmark]
+        if len({s["inputs"].get("split") for s in group}) > 1:
+            raise UserError(
+                f"the scores of {benchmark} come from different splits", fix="evaluate every method again"
+            )
+        for metric in MAIN_METRICS[group[0]["task"]]:
+            group.sort(
+                key=lambda s: (
+                    max(KINDS.index(s["kind"]), 1),  # models and baselines compete in one list
+                    -round(s["metrics"][metric]["value"], 4),
+                    s["method"],
+                )
+            )
+            for score, note in zip(group, _verdicts(group, metric), strict=True):
+                rows.append(_row(score, metric) | {"note": note})
+    lines = ["\t".join(COLUMNS)]
+    lines += ["\t".join(" ".join(row[column].split()) for column in COLUMNS) for row in rows]
+    write_text("\n".join(lines) + "\n", output)
+    return rows

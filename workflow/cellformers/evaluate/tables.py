@@ -1,0 +1,251 @@
+"""Reading what evaluation compares: labelled cells, embeddings of cells and genes, tables of gene labels.
+
+Used by `cellformers split` and `cellformers evaluate`. Rows always come in one order, datasets by name and
+cells as in `cells.parquet`, so that nothing depends on the order or the number of the files of an embedding.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from cellformers.errors import UserError, did_you_mean
+from cellformers.io.files import open_parquet, read_json, read_table
+from cellformers.io.names import strip_version
+
+MISSING = ("", "nan", "NaN", "NA", "<NA>")  # what a missing label looks like once it has been text
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The labelled cells of a benchmark: object arrays of str, all of one length."""
+
+    dataset: np.ndarray
+    cell_id: np.ndarray
+    label: np.ndarray
+    unit: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.cell_id)
+
+    def keys(self) -> np.ndarray:
+        """Names that are unique over all datasets: the cell_id, behind `dataset:` where there are several."""
+        if len(set(self.dataset)) < 2:
+            return self.cell_id
+        return np.array([f"{d}:{c}" for d, c in zip(self.dataset, self.cell_id, strict=True)], dtype=object)
+
+
+def as_text(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of labels as an object array of str, None where missing; whole floats lose their `.0`."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    values = column.to_pylist()
+    if pa.types.is_floating(column.type):
+        values = [None if v is None or v != v else f"{v:g}" for v in values]
+    texts = [None if v is None or str(v).strip() in MISSING else str(v) for v in values]
+    return np.array([*texts, None], dtype=object)[
+        :-1
+    ]  # the extra None keeps numpy from guessing another type
+
+
+def require_column(names: Sequence[str], column: str, *, path: str | Path) -> None:
+    """UserError, with the nearest name, unless `column` is one of `names`."""
+    if column not in names:
+        raise UserError(f"has no column {column!r}", path=path, fix=did_you_mean(column, names))
+
+
+def read_cells(
+    cells: Mapping[str, Path], *, label: str, unit: str | None = None
+) -> tuple[Cells, dict[str, int]]:
+    """Read the labels of all cells that passed QC and have a label (and a unit, where one is asked for).
+
+    Parameters
+    ----------
+    cells
+        `cells.parquet` by dataset name.
+    label, unit
+        Columns of the label to predict and of the donor or batch.
+
+    Returns
+    -------
+    The cells, and how many were left out for which reason.
+
+    Raises
+    ------
+    UserError
+        If a file or column is missing (the nearest name is given) or no labelled cell is left.
+    """
+    if not cells:
+        raise UserError("no dataset to evaluate", fix="name at least one cells.parquet")
+    excluded = {"failed QC": 0, "no label": 0} | ({"no unit": 0} if unit else {})
+    parts: list[tuple[np.ndarray, ...]] = []
+    for dataset, path in sorted(cells.items()):
+        with open_parquet(path) as file:
+            names = file.schema_arrow.names
+        for column in filter(None, ("cell_id", label, unit)):
+            require_column(names, column, path=path)
+        wanted = [c for c in ("cell_id", label, unit, "qc_pass") if c is not None and c in names]
+        table = read_table(path, columns=list(dict.fromkeys(wanted)))
+        ids = as_text(table["cell_id"])
+        labels = as_text(table[label])
+        units = as_text(table[unit]) if unit else np.full(len(ids), "", dtype=object)
+        passed = np.ones(len(ids), dtype=bool)
+        if "qc_pass" in table.column_names:
+            passed = table["qc_pass"].combine_chunks().fill_null(False).to_numpy(zero_copy_only=False)
+        labelled = np.array([v is not None for v in labels], dtype=bool)
+        placed = np.array([v is not None for v in units], dtype=bool)
+        excluded["failed QC"] += int((~passed).sum())
+        excluded["no label"] += int((passed & ~labelled).sum())
+        if unit:
+            excluded["no unit"] += int((passed & labelled & ~placed).sum())
+        keep = passed & labelled & placed
+        if not keep.any():
+            raise UserError(f"no cell that passed QC has a {label!r}", path=path, fix="check the label table")
+        parts.append((np.full(int(keep.sum()), dataset, dtype=object), ids[keep], labels[keep], units[keep]))
+    joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return Cells(joined[0], joined[1], joined[2], joined[3] if unit else None), excluded
+
+
+def _parquet_vectors(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
+    table = read_table(path, columns=[key, "embedding"])
+    column = table["embedding"].combine_chunks()
+    if not pa.types.is_fixed_size_list(column.type) or column.null_count:
+        raise UserError("column 'embedding' is not a list of one fixed length in every row", path=path)
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return as_text(table[key]), flat.reshape(len(column), column.type.list_size)
+
+
+def _h5ad_vectors(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with h5py.File(path, "r") as file:
+            obs = file["obs"]
+            ids = obs[obs.attrs["_index"]].asstr()[:]
+            keys = list(file["obsm"]) if "obsm" in file else []
+            named = f"X_{path.stem}"
+            own = [k for k in keys if k not in ("X_umap", "X_pca")]
+            if named not in keys and len(own) != 1:
+                raise UserError(
+                    f"which of {', '.join(keys) or 'no obsm entries'} is the embedding is not clear",
+                    path=path,
+                    fix=f"name the entry {named}",
+                )
+            return np.asarray(ids, dtype=object), file["obsm"][named if named in keys else own[0]][:]
+    except (OSError, KeyError) as error:
+        raise UserError(f"not a readable h5ad of embeddings ({error})", path=path) from error
+
+
+def read_vectors(paths: Sequence[Path], *, key: str = "cell_id") -> tuple[np.ndarray, np.ndarray]:
+    """Read the rows of embedding shards (Parquet), of gene embeddings (`key="gene_id"`) or of an embeddings .h5ad.
+
+    Returns
+    -------
+    ids, object[n] of str; vectors, float32[n, dim], in the order of the files.
+
+    Raises
+    ------
+    UserError
+        If a file is missing or broken, files differ in dimension, a name repeats or a value isn't finite.
+    """
+    if not paths:
+        raise UserError("no embedding files given")
+    ids: list[np.ndarray] = []
+    vectors: list[np.ndarray] = []
+    for path in map(Path, paths):
+        names, values = _h5ad_vectors(path) if path.suffix == ".h5ad" else _parquet_vectors(path, key)
+        if vectors and values.shape[1] != vectors[0].shape[1]:
+            raise UserError(
+                f"has {values.shape[1]} dimensions, the files before have {vectors[0].shape[1]}", path=path
+            )
+        if not np.isfinite(values).all():
+            bad = names[int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])]
+            raise UserError(f"the embedding of {bad} is not finite", path=path, fix="embed again")
+        ids.append(names)
+        vectors.append(values)
+    joined = np.concatenate(ids)
+    repeated = pd.Index(joined).duplicated()
+    if repeated.any():
+        raise UserError(f"{key} {joined[repeated][0]!r} is there twice", path=paths[0])
+    return joined, np.concatenate(vectors).astype(np.float32, copy=False)
+
+
+def locate(wanted: np.ndarray, present: np.ndarray, *, what: str, path: str | Path) -> np.ndarray:
+    """Positions int64[n] of `wanted` names among `present` ones; UserError counts and names those missing."""
+    found = pd.Index(present).get_indexer(pd.Index(wanted))
+    if (found < 0).any():
+        missing = np.asarray(wanted)[found < 0]
+        raise UserError(
+            f"lacks {len(missing)} of the {len(wanted)} {what} of the split, e.g. {missing[0]}",
+            path=path,
+            fix="make embeddings, counts and split from the same dataset",
+        )
+    return np.asarray(found, dtype=np.int64)
+
+
+def aligned_vectors(cells: Cells, files: Mapping[str, Sequence[Path]]) -> np.ndarray:
+    """The embeddings of `cells`, float32[n, dim], in their order, from the files of each dataset.
+
+    Raises
+    ------
+    UserError
+        If a dataset has no files, or its files lack cells of the benchmark.
+    """
+    parts: list[np.ndarray] = []
+    for dataset in dict.fromkeys(cells.dataset):
+        if dataset not in files:
+            raise UserError(f"no embedding files given for dataset {dataset!r}")
+        ids, vectors = read_vectors(files[dataset])
+        rows = locate(cells.cell_id[cells.dataset == dataset], ids, what="cells", path=files[dataset][0])
+        if parts and vectors.shape[1] != parts[0].shape[1]:
+            raise UserError(
+                f"has {vectors.shape[1]} dimensions, the other dataset {parts[0].shape[1]}",
+                path=files[dataset][0],
+                fix="embed all datasets with one model",
+            )
+        parts.append(vectors[rows])
+    return np.concatenate(parts)
+
+
+def _read_records(path: Path, gene: str) -> pd.DataFrame:
+    """The first list of objects with the key `gene` in a JSON file, as text."""
+    content = read_json(path)
+    lists = content.values() if isinstance(content, dict) else [content]
+    for records in lists:
+        if isinstance(records, list) and records and isinstance(records[0], dict) and gene in records[0]:
+            return pd.DataFrame([{k: "" if v is None else str(v) for k, v in r.items()} for r in records])
+    raise UserError(f"holds no list of objects with the key {gene!r}", path=path)
+
+
+def read_gene_table(path: str | Path, *, gene: str, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Gene ids (Ensembl versions stripped) and one column of a table, as text, None where missing.
+
+    The table is csv or tsv, gzipped or not, or JSON that holds a list of objects.
+
+    Raises
+    ------
+    UserError
+        If the file or a column is missing, or a gene appears twice with different values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError("no such file", path=path)
+    suffixes = [s for s in path.suffixes if s != ".gz"]
+    try:
+        if suffixes and suffixes[-1] == ".json":
+            table = _read_records(path, gene)
+        else:
+            separator = "\t" if suffixes and suffixes[-1] in (".tsv", ".txt") else ","
+            table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"not readable as a table ({error})", path=path) from error
+    for name in (gene, column):
+        require_column([str(c) for c in table.columns], name, path=path)
+    known: dict[str, str | None] = {}
+    for raw, text in zip(table[gene].tolist(), table[column].tolist(), strict=True):
+        name, value = strip_version(str(raw).strip()), None if text.strip() in MISSING else text.strip()
+        if name not in MISSING and known.setdefault(name, value) != value:
+            raise UserError(f"gene {name} has two values in column {column!r}", path=path, fix="keep one row")
+    return np.array(list(known), dtype=object), np.array([*known.values(), None], dtype=object)[:-1]

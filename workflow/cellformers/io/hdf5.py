@@ -1,0 +1,172 @@
+"""HDF5 without surprises: objects inside the file only, and fast reading of stretches of one-dimensional arrays.
+
+Links and datasets that lead to other files are refused: a count file that was downloaded must not make us read
+others. Stored-as-is arrays are read with `preadv` from where they lie, which is faster than through the library and
+lets other Python threads run meanwhile.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from cellformers.errors import UserError
+from cellformers.io.stretch import ChunkedStretch, Stretch
+
+Array = np.ndarray[Any, Any]
+_SMALL_CHUNK = 1 << 16  # bytes; below, a call for each costs more than it saves
+_MOST_LINKS = 16
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open an HDF5 file read-only.
+
+    Raises
+    ------
+    UserError
+        If it is truncated or damaged.
+    """
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        text = " ".join(str(error).split())
+        if error.errno == 13:
+            raise UserError("may not be read (permission denied)", path=path) from error
+        if error.errno == 11 or "lock" in text:
+            raise UserError(
+                "is locked by another program",
+                path=path,
+                fix="close it there, or set HDF5_USE_FILE_LOCKING=FALSE",
+            ) from error
+        what = "is truncated" if "truncated" in text else f"is not a readable HDF5 file ({text[:120]})"
+        raise UserError(what, path=path, fix="copy or download it again") from error
+
+
+def child(node: Any, name: str, *, depth: int = 0) -> Any:
+    """The object `name` ("a/b/c") under an HDF5 group, None where there is none.
+
+    Raises
+    ------
+    UserError
+        If the way leads out of the file.
+    """
+    for part in name.strip("/").split("/"):
+        if not isinstance(node, h5py.Group):
+            return None
+        link = node.get(part, getlink=True)
+        if link is None:
+            return None
+        if isinstance(link, h5py.ExternalLink):
+            raise UserError(
+                f"{part!r} is a link to another file ({link.filename})",
+                path=node.file.filename,
+                fix="copy the data into one file (h5repack, or read and write it with anndata)",
+            )
+        if isinstance(link, h5py.SoftLink):
+            if depth > _MOST_LINKS:
+                return None
+            start = node.file if link.path.startswith("/") else node
+            node = child(start, link.path, depth=depth + 1)
+        else:
+            node = node[part]
+    if isinstance(node, h5py.Dataset):
+        _refuse_outside(node)
+    return node
+
+
+def _refuse_outside(dataset: h5py.Dataset) -> None:
+    outside = [entry[0] for entry in dataset.external or ()]
+    if dataset.is_virtual:
+        outside += [source.file_name for source in dataset.virtual_sources() if source.file_name != "."]
+    if outside:
+        raise UserError(
+            f"{dataset.name} is stored in another file ({outside[0]})",
+            path=dataset.file.filename,
+            fix="copy the data into one file",
+        )
+
+
+class StoredStretch:
+    """A one-dimensional dataset that is stored as it is, read from where it lies."""
+
+    def __init__(self, dataset: h5py.Dataset, offsets: Array) -> None:
+        self.dtype = np.dtype(dataset.dtype)
+        self.size = int(dataset.shape[0])
+        self._name, self._path = dataset.name, dataset.file.filename
+        self._offsets = offsets
+        self._chunk = int(dataset.chunks[0]) if dataset.chunks else self.size
+        self._descriptor: int | None = None
+
+    def read(self, lo: int, hi: int, scratch: Array | None = None) -> Array:
+        """Items lo to hi, in `scratch` (same dtype, long enough) where given and in a new array otherwise."""
+        out = np.empty(hi - lo, self.dtype) if scratch is None else scratch[: hi - lo]
+        if hi <= lo:
+            return out
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        item = self.dtype.itemsize
+        view = memoryview(out.view(np.uint8))  # type: ignore[arg-type]
+        position = lo
+        while position < hi:
+            chunk, within = divmod(position, self._chunk)
+            stop = min(hi, (chunk + 1) * self._chunk)
+            at = int(self._offsets[chunk]) + within * item
+            todo = view[(position - lo) * item : (stop - lo) * item]
+            while len(todo):
+                got = os.preadv(self._descriptor, [todo], at)
+                if got <= 0:
+                    raise EOFError(f"{self._name} ends early")
+                todo, at = todo[got:], at + got
+            position = stop
+        return out
+
+    def close(self) -> None:
+        """Close the second handle on the file."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def stretch(dataset: h5py.Dataset) -> Stretch:
+    """The quickest way to read stretches of a one-dimensional dataset."""
+    offsets = _offsets(dataset)
+    return ChunkedStretch(dataset) if offsets is None else StoredStretch(dataset, offsets)
+
+
+def _offsets(dataset: h5py.Dataset) -> Array | None:
+    """Where the chunks (one, if contiguous) of an unfiltered dataset lie in the file; None: read by the library."""
+    dtype = dataset.dtype
+    plist = dataset.id.get_create_plist()
+    if (
+        dataset.ndim != 1
+        or dtype.kind not in "iuf"
+        or not dtype.isnative
+        or dataset.size == 0
+        or plist.get_nfilters()
+        or dataset.is_virtual
+        or dataset.external
+        or dataset.file.userblock_size
+        or dataset.file.driver not in ("sec2", "stdio")
+        # what a type stores must be what numpy has: no padding or odd offsets within the bytes
+        or dataset.id.get_type() != h5py.h5t.py_create(dtype)
+    ):
+        return None
+    layout = plist.get_layout()
+    if layout == h5py.h5d.CONTIGUOUS:
+        offset = dataset.id.get_offset()
+        return None if offset is None else np.array([offset], dtype=np.int64)
+    if layout != h5py.h5d.CHUNKED or dataset.chunks[0] * dtype.itemsize < _SMALL_CHUNK:
+        return None
+    chunk = dataset.chunks[0]
+    n_chunks = -(-dataset.shape[0] // chunk)
+    if dataset.id.get_num_chunks() != n_chunks:
+        return None  # some were never written: the library fills them in
+    offsets = np.full(n_chunks, -1, dtype=np.int64)
+
+    def note(info: Any) -> None:
+        offsets[info.chunk_offset[0] // chunk] = info.byte_offset
+
+    dataset.id.chunk_iter(note)
+    return None if (offsets < 0).any() else offsets

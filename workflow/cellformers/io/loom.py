@@ -1,0 +1,138 @@
+"""Loom files: genes in rows, cells in columns, read in whole columns of chunks.
+
+Deposits hold dense, gzipped chunks of 64 x 64, so a block is a multiple of the chunk's width. Attributes are named
+as people named them: see `CELL_NAMES`; for genes, `names.ID_COLUMNS` and `names.SYMBOL_COLUMNS`.
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from cellformers.errors import UserError, did_you_mean
+from cellformers.io import hdf5
+from cellformers.io.dense import DenseMatrix
+from cellformers.io.frames import texts, values_of
+from cellformers.io.names import Strings, as_pass, as_strings, cell_names, choose_features
+from cellformers.io.source import CountSource, ReadOptions, check_size
+
+CELL_NAMES = (
+    "cellid",
+    "cell_id",
+    "obs_names",
+    "cell_names",
+    "cellids",
+    "barcode",
+    "barcodes",
+    "cell",
+    "sample",
+    "index",
+)
+GENE_NAMES = (
+    "gene",
+    "genes",
+    "var_names",
+    "gene_name",
+    "gene_names",
+    "gene_short_name",
+    "symbol",
+    "accession",
+)
+
+
+def open_loom(path: Path, options: ReadOptions) -> CountSource:
+    """Open a loom file."""
+    with ExitStack() as stack:
+        root = stack.enter_context(hdf5.open_hdf5(path))
+        source = _open(root, path, options)
+        source.resources = stack.pop_all()
+    return source
+
+
+def _open(root: Any, path: Path, options: ReadOptions) -> CountSource:
+    notes: list[str] = []
+    layers = hdf5.child(root, "layers")
+    known = sorted(layers.keys()) if isinstance(layers, h5py.Group) else []
+    if options.raw:
+        raise UserError(
+            "loom files have no raw", path=path, fix=f"use layer: (layers: {', '.join(known) or 'none'})"
+        )
+    where, name = "matrix", "matrix"
+    if options.layer not in (None, "X", "matrix", ""):
+        if options.layer not in known:
+            raise UserError(
+                f"has no layer {options.layer!r}",
+                path=path,
+                fix="layer: " + did_you_mean(str(options.layer), known),
+            )
+        where, name = f"layers/{options.layer}", f"layers[{options.layer!r}]"
+    matrix = DenseMatrix(path, hdf5.child(root, where), name=name, cells_in_rows=False)
+    rows, columns = _attributes(root, "row_attrs"), _attributes(root, "col_attrs")
+    n_genes, n_cells = matrix.n_features, matrix.n_cells
+
+    def row(attribute: str) -> Strings:
+        values = values_of(rows[attribute])
+        return as_strings("" if v == "nan" else v for v in texts(values))
+
+    index_name = _called(rows, GENE_NAMES)
+    if options.gene_column in rows:
+        index_name = options.gene_column
+    if index_name is None and not any(len(node.shape) == 1 for node in rows.values()):
+        raise UserError("has no names of genes (row_attrs is empty)", path=path, fix="write the file again")
+    # numbers stand in where no attribute has a name for genes; an id column is still found by its values
+    index = row(index_name) if index_name is not None else as_strings(map(str, range(n_genes)))
+    ids, symbols = choose_features(
+        index,
+        [a for a, node in rows.items() if len(node.shape) == 1 and len(node) == len(index)],
+        row,
+        requested=options.gene_column,
+        path=path,
+        index_name=index_name or "",
+        notes=notes,
+    )
+    if options.gene_column is None and index_name is None and (ids == index).all():
+        raise UserError(
+            "no row attribute names the genes", path=path, fix="gene_column: " + did_you_mean("", rows)
+        )
+    cell = options.cell_column or _called(columns, CELL_NAMES)
+    if cell is None or cell not in columns:
+        what = "no column attribute names the cells" if cell is None else f"has no cell column {cell!r}"
+        raise UserError(what, path=path, fix="cell_column: " + did_you_mean(cell or "", columns))
+    check_size(matrix, len(columns[cell]), len(ids), path)
+    names = cell_names(
+        n_cells,
+        lambda lo, hi: texts(columns[cell][lo:hi]),
+        make_unique=options.make_unique,
+        path=path,
+        notes=notes,
+    )
+    return CountSource(
+        path=path,
+        matrix=matrix,
+        names=names,
+        feature_ids=ids,
+        feature_symbols=symbols,
+        filter_pass=as_pass(values_of(columns["filter_pass"])) if "filter_pass" in columns else None,
+        notes=notes,
+        elsewhere=f"name the raw counts with layer: (layers: {', '.join(known) or 'none'})",
+        options=options,
+        read_obs=lambda: {
+            a: np.asarray(values_of(node))
+            for a, node in columns.items()
+            if node.shape == (n_cells,) and a != cell
+        },
+    )
+
+
+def _attributes(root: Any, group: str) -> dict[str, Any]:
+    node = hdf5.child(root, group)
+    if not isinstance(node, h5py.Group):
+        return {}
+    children = {name: hdf5.child(node, name) for name in node}
+    return {name: c for name, c in children.items() if isinstance(c, h5py.Dataset) and len(c.shape) >= 1}
+
+
+def _called(attributes: dict[str, Any], wanted: tuple[str, ...]) -> str | None:
+    return next((a for name in wanted for a in attributes if a.lower() == name), None)

@@ -1,0 +1,150 @@
+"""Runs a network over many cells: which device, how many at once, what to do when memory runs out.
+
+On the CPU every cell is a forward pass of its own, on one thread, and threads take different cells: as fast as
+batches of packed cells, and no result can depend on the batch or on the number of threads. On CUDA cells are
+packed up to a budget of tokens.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cellformers.errors import UserError, did_you_mean
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ACCELERATORS = ("cpu", "cuda")
+TOKEN_BUDGET = 131_072  # tokens of a packed batch on CUDA, to begin with
+
+log = logging.getLogger(__name__)
+
+
+class Step(Protocol):
+    """Work on packed cells: tokens int64 [T] on the device, cumulative lengths int64 [n + 1] on the host."""
+
+    def __call__(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """One tensor for the batch."""
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """The device for "cpu" or "cuda"; UserError where it is not there."""
+    if accelerator not in ACCELERATORS:
+        raise UserError(f"no accelerator {accelerator!r}", fix=did_you_mean(accelerator, ACCELERATORS))
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        built = torch.version.cuda is not None
+        raise UserError(
+            "accelerator cuda was asked for, but torch finds no CUDA device",
+            fix="check the driver with nvidia-smi, or choose cpu" if built
+            else "this torch is a CPU build: install one with CUDA, or choose cpu",
+        )  # fmt: skip
+    return torch.device(accelerator)
+
+
+def pick_dtype(name: str) -> torch.dtype:
+    """The torch dtype for "float32" or "bfloat16"; UserError for anything else."""
+    if name not in DTYPES:
+        raise UserError(f"no dtype {name!r}", fix=did_you_mean(name, DTYPES))
+    return DTYPES[name]
+
+
+@contextmanager
+def worker_pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
+    """A pool of `threads` (default: as many as torch uses) in which each torch operation takes one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(
+            max_workers=max(1, threads or before), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
+
+
+def one_by_one(
+    cells: Sequence[np.ndarray], step: Step, *, pool: ThreadPoolExecutor
+) -> Iterator[tuple[int, Tensor]]:
+    """`step` of every cell (int array of tokens) alone, on the CPU, in order: (cells done, result)."""
+
+    def run(cell: np.ndarray) -> Tensor:
+        with torch.inference_mode():
+            return step(torch.from_numpy(cell.astype(np.int64)), torch.tensor([0, len(cell)]))
+
+    return enumerate(pool.map(run, cells), 1)
+
+
+class Budget:
+    """Tokens of a packed batch; halved, for good, when the device runs out of memory."""
+
+    def __init__(self, tokens: int = TOKEN_BUDGET) -> None:
+        self.tokens = tokens
+
+    def halve(self, longest: int) -> None:
+        """Halve the budget and say so; UserError where a single sequence no longer fits."""
+        if self.tokens <= longest:
+            raise UserError(
+                f"a sequence of {longest} tokens does not fit into the memory of the device",
+                fix="use a device with more memory, dtype bfloat16, or accelerator cpu",
+            )
+        self.tokens = max(longest, self.tokens // 2)
+        log.warning("out of device memory: going on with batches of %d tokens", self.tokens)
+
+
+def packed(
+    cells: Sequence[np.ndarray],
+    step: Step,
+    *,
+    device: torch.device,
+    budget: Budget,
+    release: Callable[[], None] | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """`step` of as many successive cells at a time as the budget admits: (cells done, result)."""
+    release = release or _release
+    start = 0
+    while start < len(cells):
+        stop, total = start, 0
+        while stop < len(cells) and (stop == start or total + len(cells[stop]) <= budget.tokens):
+            total += len(cells[stop])
+            stop += 1
+        batch = cells[start:stop]
+        out_of_memory = False
+        try:
+            flat = torch.from_numpy(np.concatenate(batch).astype(np.int64)).to(device)
+            bounds = torch.from_numpy(np.cumsum([0, *map(len, batch)], dtype=np.int64))
+            with torch.inference_mode():
+                result = step(flat, bounds)
+        except torch.OutOfMemoryError:
+            out_of_memory = (
+                True  # handled below: inside, the exception's frames would keep their tensors alive
+            )
+        if out_of_memory:
+            release()
+            budget.tokens = min(budget.tokens, total)
+            budget.halve(max(map(len, batch)))
+            continue
+        yield stop, result
+        start = stop
+
+
+def _release() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+@contextmanager
+def runner(
+    device: torch.device, *, threads: int | None = None, batch_tokens: int | None = None
+) -> Iterator[Callable[[Sequence[np.ndarray], Step], Iterator[tuple[int, Tensor]]]]:
+    """The way to run a step over cells on this device: a function of cells and step, as `one_by_one` or `packed`."""
+    if device.type == "cpu":
+        with worker_pool(threads) as pool:
+            yield lambda cells, step: one_by_one(cells, step, pool=pool)
+    else:
+        budget = Budget(batch_tokens or TOKEN_BUDGET)
+        yield lambda cells, step: packed(cells, step, device=device, budget=budget)

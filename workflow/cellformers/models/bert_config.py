@@ -1,0 +1,118 @@
+"""The config.json of a Hugging Face BERT encoder, validated field by field."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from cellformers.errors import UserError, did_you_mean
+
+# Larger than any published encoder of cells by a wide margin; what lies outside is a damaged file.
+_LIMITS = {
+    "vocab_size": (3, 2_000_000),
+    "hidden_size": (1, 32_768),
+    "num_hidden_layers": (1, 512),
+    "num_attention_heads": (1, 512),
+    "intermediate_size": (1, 262_144),
+    "max_position_embeddings": (1, 1_048_576),
+    "type_vocab_size": (1, 1_024),
+    "pad_token_id": (0, 2_000_000),
+}
+_FRACTIONS = {
+    "layer_norm_eps": (0.0, 1e-2),
+    "hidden_dropout_prob": (0.0, 0.99),
+    "attention_probs_dropout_prob": (0.0, 0.99),
+    "initializer_range": (0.0, 10.0),
+}
+_ACTIVATIONS = ("relu", "gelu")
+# Variants of BERT whose weights have the same names but mean something else.
+_VARIANTS = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Architecture of a Geneformer; field names and defaults are those of transformers' BertConfig."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02
+    type_vocab_size: int = 2
+    pad_token_id: int = 0
+
+    @classmethod
+    def from_dict(cls, data: Any, *, path: str | Path | None = None) -> Self:
+        """Validate the content of a config.json; keys this package has no use for are passed over.
+
+        Raises
+        ------
+        UserError
+            If it is no BERT encoder's config, a field is missing, of the wrong type, or out of bounds.
+        """
+        if not isinstance(data, Mapping) or data.get("model_type") != "bert":
+            kind = data.get("model_type") if isinstance(data, Mapping) else type(data).__name__
+            raise UserError(
+                f"not the config of a BERT encoder (model_type is {kind!r})", path=path,
+                fix="a Geneformer's config.json has model_type 'bert'",
+            )  # fmt: skip
+        for name, value in _VARIANTS.items():
+            if data.get(name, value) not in (value, None):
+                raise UserError(
+                    f"{name} {data[name]!r} is not supported", path=path, fix=f"only {value!r} is"
+                )
+        values = {}
+        for field in fields(cls):
+            if field.name in data and data[field.name] is not None:
+                values[field.name] = _checked(field.name, data[field.name], path)
+            elif field.name in _LIMITS and field.name not in ("type_vocab_size", "pad_token_id"):
+                raise UserError(f"lacks {field.name}", path=path, fix=did_you_mean(field.name, data))
+        config = cls(**values)
+        if config.hidden_size % config.num_attention_heads:
+            raise UserError(
+                f"hidden_size {config.hidden_size} is no multiple of num_attention_heads "
+                f"{config.num_attention_heads}",
+                path=path,
+            )
+        if config.pad_token_id >= config.vocab_size:
+            raise UserError(f"pad_token_id {config.pad_token_id} is outside the vocabulary", path=path)
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a config.json that transformers loads as BertForMaskedLM."""
+        return {
+            "architectures": ["BertForMaskedLM"],
+            "model_type": "bert",
+            **asdict(self),
+            "is_decoder": False,
+            "tie_word_embeddings": True,
+        }
+
+    def depth(self, layer: int) -> int:
+        """Encoder layers to compute for `layer` (0 = last, -1 = second to last); UserError if there is none."""
+        if not -self.num_hidden_layers <= layer <= 0:
+            raise UserError(
+                f"no layer {layer} in a model of {self.num_hidden_layers} layers",
+                fix=f"choose 0 (last) to {-self.num_hidden_layers} (embedding layer)",
+            )
+        return self.num_hidden_layers + layer
+
+
+def _checked(name: str, value: Any, path: str | Path | None) -> Any:
+    if name == "hidden_act":
+        if value not in _ACTIVATIONS:
+            raise UserError(f"hidden_act {value!r} is not supported", path=path, fix="relu and gelu are")
+        return value
+    whole = name in _LIMITS
+    low, high = _LIMITS[name] if whole else _FRACTIONS[name]
+    ok = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not ok or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
+        raise UserError(f"{name} is {value!r}, not {kind} from {low} to {high}", path=path)
+    return value

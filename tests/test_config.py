@@ -39,19 +39,35 @@ def test_minimal_config_gets_defaults() -> None:
     ("values", "said"),
     [
         (change(acelerator="cpu"), "unknown key 'acelerator'; did you mean 'accelerator'?"),
-        ({"datasets": {"m": {"path": "a", "shard": 2}}}, "unknown key 'datasets.m.shard'; did you mean 'shards'?"),
+        (
+            {"datasets": {"m": {"path": "a", "shard": 2}}},
+            "unknown key 'datasets.m.shard'; did you mean 'shards'?",
+        ),
         ({"datasets": {"m": {"path": "a", "qc": {"metod": "sd"}}}}, "did you mean 'method'?"),
         (change(embeddings={"e": {"modell": "x", "model": "x"}}), "did you mean 'model'?"),
         (
-            change(benchmarks={"b": {"task": "genes", "dataset": "mine", "labels": {"path": "x", "positiv": "a"}}}),
+            change(
+                benchmarks={
+                    "b": {"task": "genes", "dataset": "mine", "labels": {"path": "x", "positiv": "a"}}
+                }
+            ),
             "did you mean 'positive'?",
         ),
-        (change(benchmarks={"b": {"task": "cells", "train": ["mine"], "lable": "x"}}), "did you mean 'label'?"),
-        (change(embeddings={"e": {"model": "genformer"}}, models={"geneformer": {"path": "x"}}), "'geneformer'"),
+        (
+            change(benchmarks={"b": {"task": "cells", "train": ["mine"], "lable": "x"}}),
+            "did you mean 'label'?",
+        ),
+        (
+            change(embeddings={"e": {"model": "genformer"}}, models={"geneformer": {"path": "x"}}),
+            "'geneformer'",
+        ),
         ({"datasets": {"m": {"path": "a", "simulated": "atlas"}}}, "exactly one of path, samples, simulated"),
         ({"datasets": {"models": {"path": "a"}}}, "taken by a results folder"),
         ({"datasets": {"a/b": {"path": "a"}}}, "pattern"),
-        (change(benchmarks={"b": {"task": "cells", "train": ["mine"], "test": ["mine"], "label": "x"}}), "in train and"),
+        (
+            change(benchmarks={"b": {"task": "cells", "train": ["mine"], "test": ["mine"], "label": "x"}}),
+            "in train and",
+        ),
         ({}, "datasets"),
         ({"datasets": {"m": {"path": "a", "shards": 0}}}, "greater than or equal to 1"),
     ],

@@ -11,14 +11,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
-from hypothesis import given
-from hypothesis import strategies as st
-
 from cellformers.counts import Sample, canonical, ingest, shard_bounds, shard_digest
 from cellformers.errors import UserError
 from cellformers.io.files import read_metadata
 from cellformers.io.labels import LabelTable, read_labels
 from cellformers.io.source import Block, ReadOptions, open_counts
+from hypothesis import given
+from hypothesis import strategies as st
 
 GENES = [f"ENSG{i:011d}" for i in range(1, 41)]
 
@@ -89,7 +88,7 @@ def test_shards_hold_the_counts_in_canonical_form(tmp_path):
 def test_metadata_and_features(tmp_path):
     X = counts(10, 5)
     obs = {
-        "type": pd.Categorical(list("abababab") + [None, "a"]),
+        "type": pd.Categorical([*"abababab", None, "a"]),
         "n_counts": np.arange(10.0),
         "age": np.arange(10),
     }
@@ -273,7 +272,7 @@ def test_bad_labels_are_refused(tmp_path):
     with pytest.raises(UserError, match="no column 'barcodes'; did you mean 'barcode'"):
         run(tmp_path / "out", Sample(source), labels=LabelTable(path, "barcodes"))
     path.write_text("barcode,type\nx-1,T\n")
-    with pytest.raises(UserError, match="matches no cell .it holds 'x-1', cells are called 'x'"):
+    with pytest.raises(UserError, match=r"matches no cell .it holds 'x-1', cells are called 'x'"):
         run(tmp_path / "out", Sample(source), labels=LabelTable(path, "barcode"))
     with pytest.raises(UserError, match="no such file"):
         run(tmp_path / "out", Sample(source), labels=LabelTable(tmp_path / "absent.csv", "barcode"))

@@ -9,9 +9,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from cellformers import histograms
 from cellformers.counts import Sample, ingest
 from cellformers.errors import UserError
@@ -20,6 +17,8 @@ from cellformers.io.files import read_metadata
 from cellformers.medians import merge, sketch
 from cellformers.qc import QCParameters, qc, qc_metrics
 from cellformers.vocabulary import Vocabulary
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 GENES = [f"ENSG{i:011d}" for i in range(1, 301)]
 values = st.floats(1e-14, 10_000.0)
@@ -65,7 +64,7 @@ def test_a_bucket_stands_for_its_values(numbers, error):
     array = np.array(numbers)
     buckets = bucket_of(array, bits)
     assert (abs(value_of(buckets, bits) - array) <= error * array).all()
-    assert (0 <= buckets).all()
+    assert (buckets >= 0).all()
     assert (buckets < 64 << bits).all()
     order = np.argsort(array, kind="stable")
     assert (np.diff(buckets[order]) >= 0).all()
@@ -113,7 +112,7 @@ def test_medians_are_the_exact_ones_within_the_error(tmp_path, n_cells, error):
     assert table["n_cells"].to_pylist() == (X > 0).sum(0)[detected].tolist()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(0, 12))
 def test_any_counts(tmp_path_factory, seed, n_cells, log_size):
     rng = np.random.default_rng(seed)
@@ -274,7 +273,7 @@ def test_shards_without_genes_or_cells_are_neutral(tmp_path):
 
 
 def test_corpora_of_several_datasets(tmp_path):
-    X, Y = counts(30, 20), counts(21, 30, seed=5)
+    X, Y = counts(30, 20) + 1, counts(21, 30, seed=5) + 1
     a = sketches(dataset(tmp_path / "a", X, symbols=[f"S{i}" for i in range(20)]))
     b = sketches(dataset(tmp_path / "b", Y, genes=GENES[10:], symbols=[f"R{i}" for i in range(30)]))
     merge([*a, *b], tmp_path / "ab.parquet")

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
-
 from cellformers import qc as module
 from cellformers.counts import Sample, ingest
 from cellformers.doublets import score_doublets
@@ -165,7 +164,7 @@ def test_fixed_and_none(tmp_path):
 
 
 def test_no_cell_passes(tmp_path):
-    with pytest.raises(UserError, match="no cell passes QC .n_genes removes 40 of 40"):
+    with pytest.raises(UserError, match=r"no cell passes QC .n_genes removes 40 of 40"):
         run(tmp_path, counts(), min_genes=61)
     assert not (tmp_path / "cells.parquet").exists()
     assert not (tmp_path / "thresholds.json").exists()
@@ -260,7 +259,7 @@ def test_batches_interleaved_and_read_in_groups_score_the_same(tmp_path, monkeyp
     score_doublets(outputs, metadata, output=tmp_path / "two.parquet", batch="donor")
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
     assert pq.read_table(tmp_path / "one.parquet")["doublet_score"].null_count == 0
-    with pytest.raises(UserError, match="no column 'doner'.*did you mean 'donor'"):
+    with pytest.raises(UserError, match=r"no column 'doner'.*did you mean 'donor'"):
         score_doublets(outputs, metadata, output=tmp_path / "x.parquet", batch="doner")
 
 

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from cellformers.errors import UserError
 from cellformers.evaluate import baselines
 from cellformers.evaluate.tables import Cells
+from cellformers.vocabulary import read_published
 
 
 def make_counts(n: int = 200, width: int = 400, seed: int = 0) -> baselines.Counts:
@@ -91,6 +92,7 @@ def test_coexpression_loadings_hold_correlations() -> None:
     assert within.min() > similarity[:20, 20:40].max()
 
 
+@pytest.mark.filterwarnings("ignore:Variable names")
 def test_shards_and_their_integer_type_do_not_matter(build: Any) -> None:
     rng = np.random.default_rng(0)
     X = rng.poisson(1.0, (31, 20))
@@ -141,3 +143,19 @@ def test_broken_or_foreign_shards(build: Any, tmp_path: Path) -> None:
         baselines.read_counts([broken])
     with pytest.raises(UserError, match="no such file"):
         baselines.read_counts([tmp_path / "none.h5ad"])
+
+
+def test_a_vocabulary_brings_symbols_and_ids_together(
+    build: Any, reference_data: Path, tmp_path: Path
+) -> None:
+    read_published(reference_data / "geneformer" / "gc104M").save(tmp_path / "vocabulary")
+    X = np.array([[3, 1, 2, 5], [0, 4, 1, 1]])
+    files = {
+        "a": build.counts(["c1", "c2"], ["CD3E", "GAPDH", "no-such-gene", "cd3e"], X, name="a"),
+        "b": build.counts(["c1", "c2"], ["x", "ENSG00000111640", "ENSG00000198851", "y"], X, name="b"),
+    }
+    cells = Cells(*(np.array(v, dtype=object) for v in (list("aabb"), ["c1", "c2"] * 2, list("xyxy"))), None)
+    counts = baselines.aligned_counts(cells, files, vocabulary=tmp_path / "vocabulary")
+    assert counts.genes.tolist() == ["ENSG00000111640", "ENSG00000198851"]
+    assert counts.X.toarray().tolist() == [[1, 8], [4, 1], [1, 2], [4, 1]]
+    assert counts.totals.tolist() == [11, 6, 11, 6]

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from cellformers.errors import UserError
 from cellformers.evaluate.genes import evaluate_genes
-from cellformers.evaluate.splits import make_gene_split, read_split
+from cellformers.evaluate.splitfile import read_split
+from cellformers.evaluate.splits import make_gene_split
 
 N = 160
 
@@ -132,3 +133,27 @@ def test_what_does_not_fit_is_refused(task: Any, build: Any, tmp_path: Path) -> 
         task(features="column", inputs=[tmp_path / "labels.csv"], column="label")
     with pytest.raises(UserError, match="a split of genes, one of cells"):
         read_split(tmp_path / "split.json", task="cells")
+
+
+def test_pairs_matched_in_a_feature_need_to_be_grouped(build: Any, tmp_path: Path) -> None:
+    """Matched classes differ by nothing, so the feature has to score chance, and does if pairs are not torn apart."""
+    rng = np.random.default_rng(0)
+    genes = [f"g{i:03d}" for i in range(120)]
+    value = np.repeat(rng.normal(size=60), 2) + 1e-3 * rng.normal(size=120)
+    rows = [f"{g},{'yes' if i % 2 else 'no'},{i // 2},{value[i]}" for i, g in enumerate(genes)]
+    (tmp_path / "labels.csv").write_text("\n".join(["gene_id,label,pair,value", *rows]) + "\n")
+    found = {}
+    for group in (None, "pair"):
+        make_gene_split(
+            labels=tmp_path / "labels.csv", label="label", positive="yes", group=group, dataset="d",
+            embeddings=build.vectors(genes, np.ones((120, 2)), key="gene_id"), output=tmp_path / "split.json",
+        )  # fmt: skip
+        found[group] = evaluate_genes(
+            benchmark="b", method="value", kind="baseline", split=tmp_path / "split.json", features="column",
+            inputs=[tmp_path / "labels.csv"], column="value", output=tmp_path / "o.json",
+            predictions=tmp_path / "o.parquet",
+        )  # fmt: skip
+    assert found[None]["metrics"]["auc"]["value"] < 0.45
+    assert abs(found["pair"]["metrics"]["auc"]["value"] - 0.5) < 0.06
+    assert found["pair"]["interval"]["resampled"] == "pair"
+    assert abs(found["pair"]["metrics"]["auc_raw"]["value"] - 0.5) < 0.06

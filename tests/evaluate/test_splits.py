@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from cellformers.errors import UserError
 from cellformers.evaluate.folds import group_folds, hash_order, permuted, stratified_folds
-from cellformers.evaluate.splits import make_cell_split, make_gene_split, read_split
+from cellformers.evaluate.splitfile import read_split
+from cellformers.evaluate.splits import make_cell_split, make_gene_split
 
 
 def test_units_are_held_out_one_by_one_or_in_balanced_groups(atlas: Any, tmp_path: Path) -> None:
@@ -267,3 +268,22 @@ def test_two_named_gene_classes_leave_the_unlabelled_out(build: Any, tmp_path: P
             dataset="d",
             output=tmp_path / "s.json",
         )
+
+
+def test_matched_genes_stay_together(build: Any, tmp_path: Path) -> None:
+    genes = [f"g{i:02d}" for i in range(40)]
+    files = build.vectors(genes, np.ones((40, 2)), key="gene_id")
+    rows = [f"{g},{'yes' if i % 2 else 'no'},{'' if i > 37 else i // 2}" for i, g in enumerate(genes)]
+    (tmp_path / "labels.csv").write_text("\n".join(["gene_id,label,pair", *rows]) + "\n")
+    split = make_gene_split(
+        labels=tmp_path / "labels.csv", label="label", positive="yes", group="pair", embeddings=files, dataset="d",
+        output=tmp_path / "s.json",
+    )  # fmt: skip
+    assert split.unit == "pair"
+    assert split.content["groups"][-2:] == ["gene g38", "gene g39"]
+    for fold in split.folds:
+        numbers = [int(g[1:]) for g in fold["test"]]
+        assert 6 <= len(numbers) <= 10
+        assert {n // 2 for n in numbers if n % 2 and n < 38} == {
+            n // 2 for n in numbers if n % 2 == 0 and n < 38
+        }

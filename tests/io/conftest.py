@@ -76,7 +76,9 @@ Check = Callable[..., CountSource]
 def agrees(truth: sp.csr_matrix, gene_ids: list[str], cell_ids: list[str]) -> Check:
     """A function that opens a file and compares it with the truth in blocks of several sizes."""
 
-    def check(path: Path, *, expected: np.ndarray | None = None, genes: list[str] | None = None, **options: object):
+    def check(
+        path: Path, *, expected: np.ndarray | None = None, genes: list[str] | None = None, **options: object
+    ):
         before = digest_file(path) if path.is_file() else None
         wanted = truth.toarray().astype(np.int64) if expected is None else expected
         with open_counts(path, options=ReadOptions(**options)) as source:

@@ -64,7 +64,9 @@ def test_zarr(adata, layout, zarr_format, tmp_path, agrees, symbols):
     source = agrees(tmp_path / "a.zarr")
     assert list(source.feature_symbols) == symbols
     with open_counts(tmp_path / "a.zarr") as again:
-        pd.testing.assert_series_equal(again.obs()["type"], adata.obs["type"], check_names=False, check_index_type=False)
+        pd.testing.assert_series_equal(
+            again.obs()["type"], adata.obs["type"], check_names=False, check_index_type=False
+        )
 
 
 def test_obs_is_what_anndata_reads(adata, tmp_path):
@@ -185,9 +187,7 @@ def test_asked_for_is_not_replaced(adata, truth, tmp_path, refuses):
         (1e17, "too large", "layer:"),
     ],
 )
-def test_values_that_are_no_counts(
-    adata, layout, value, reason, keys, tmp_path, refuses, cell_ids, gene_ids
-):
+def test_values_that_are_no_counts(adata, layout, value, reason, keys, tmp_path, refuses, cell_ids, gene_ids):
     X = adata.X.tolil()
     X[101, 33] = value
     adata.X = layout(X)
@@ -208,7 +208,9 @@ def test_round_rounds_halves_up(adata, truth, tmp_path, agrees, refuses):
     X.data = X.data + np.resize([0.0, 0.49, 0.5, -0.4, 0.5], X.nnz)
     adata.X = X
     adata.write_h5ad(tmp_path / "a.h5ad")
-    expected = sp.csr_matrix((np.floor(X.data + 0.5), X.indices, X.indptr), X.shape).toarray().astype(np.int64)
+    expected = (
+        sp.csr_matrix((np.floor(X.data + 0.5), X.indices, X.indptr), X.shape).toarray().astype(np.int64)
+    )
     agrees(tmp_path / "a.h5ad", expected=expected, round=True)
     adata.X = -X
     adata.write_h5ad(tmp_path / "b.h5ad")
@@ -233,7 +235,8 @@ def test_duplicate_cells(adata, truth, tmp_path, refuses, cell_ids):
 
 def test_gene_names(adata, tmp_path, agrees, gene_ids, symbols, refuses):
     adata.var = pd.DataFrame(
-        {"feature_id": [f"{g}.{i % 9}" for i, g in enumerate(gene_ids)], "n": range(len(symbols))}, index=symbols
+        {"feature_id": [f"{g}.{i % 9}" for i, g in enumerate(gene_ids)], "n": range(len(symbols))},
+        index=symbols,
     )
     adata.write_h5ad(tmp_path / "a.h5ad")
     source = agrees(tmp_path / "a.h5ad")
@@ -280,6 +283,19 @@ def test_before_anndata_0_7(adata, truth, tmp_path, agrees, gene_ids, cell_ids, 
     with open_counts(tmp_path / "old.h5ad") as again:
         assert list(again.obs()["kind"][:3]) == ["A", "B", "A"]
         assert again.obs()["depth"].iloc[0] == 1.5
+
+
+def test_raw_before_anndata_0_7(adata, tmp_path, agrees, truth):
+    adata.X = logged(truth)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    adata.X = truth
+    adata.write_h5ad(tmp_path / "b.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "r+") as file, h5py.File(tmp_path / "b.h5ad") as other:
+        file.pop("raw", None)
+        other.copy("X", file, "raw.X")
+        other.copy("var", file, "raw.var")
+    assert agrees(tmp_path / "a.h5ad").notes == ["X holds no counts; raw/X does and is used"]
+    agrees(tmp_path / "a.h5ad", raw=True)
 
 
 def damage(path: Path, part: str, values) -> None:
@@ -342,7 +358,12 @@ def test_not_a_count_file(adata, tmp_path, refuses):
     refuses(tmp_path / "other.h5", "neither AnnData nor loom nor 10x", "table")
     (tmp_path / "folder").mkdir()
     refuses(tmp_path / "folder", "folder without matrix.mtx")
-    for name, content in (("a.rds", b"X\n\0\0"), ("a.xlsx", b"PK\x03\x04"), ("a.bin", b"\1\0\2"), ("a.bz2", b"BZh9")):
+    for name, content in (
+        ("a.rds", b"X\n\0\0"),
+        ("a.xlsx", b"PK\x03\x04"),
+        ("a.bin", b"\1\0\2"),
+        ("a.bz2", b"BZh9"),
+    ):
         (tmp_path / name).write_bytes(content)
         refuses(tmp_path / name)
 

@@ -20,7 +20,15 @@ def snakemake() -> Callable[..., subprocess.CompletedProcess[str]]:
         folder: Path, config: dict[str, object] | None, *arguments: str, snakefile: Path = ROOT / "Snakefile"
     ) -> subprocess.CompletedProcess[str]:
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--directory", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--snakefile",
+            str(snakefile),
+            "--directory",
+            str(folder),
+        ]
         if config is not None:
             path = folder / "config.yaml"
             path.write_text(yaml.safe_dump(config), encoding="utf-8")

@@ -20,7 +20,9 @@ def planned_jobs(output: str) -> dict[str, int]:
 
 
 def resources_of(output: str, rule: str) -> str:
-    blocks = [block for block in output.split("\n\n") if re.search(rf"^(local)?rule {rule}:", block, re.MULTILINE)]
+    blocks = [
+        block for block in output.split("\n\n") if re.search(rf"^(local)?rule {rule}:", block, re.MULTILINE)
+    ]
     assert blocks, f"no job of rule {rule} in the plan"
     return "\n".join(re.findall(r"resources: .*", "\n".join(blocks)))
 
@@ -78,7 +80,9 @@ def test_used_as_a_module(snakemake: Run, tmp_path: Path, prefix: str | None) ->
 def test_every_rule_has_log_benchmark_and_environment() -> None:
     for path in sorted((ROOT / "workflow" / "rules").glob("*.smk")):
         text = path.read_text()
-        for name, body in re.findall(r"^(?:    )?rule ?(\w*):\n(.*?)(?=^(?:    )?rule|\Z)", text, re.DOTALL | re.MULTILINE):
+        for name, body in re.findall(
+            r"^(?:    )?rule ?(\w*):\n(.*?)(?=^(?:    )?rule|\Z)", text, re.DOTALL | re.MULTILINE
+        ):
             for directive in ("log:", "benchmark:", "conda:", "threads:", "mem_mb=", "runtime=", "revision="):
                 assert directive in body, f"{path.name}: rule {name or '(ingest)'} lacks {directive}"
 

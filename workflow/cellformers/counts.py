@@ -2,7 +2,7 @@
 
 `ingest` streams one or several raw files into contiguous shards, a table of cell metadata and a table of features:
 
-    cellformers ingest my.h5ad -o counts/0.h5ad counts/1.h5ad --metadata metadata.parquet --features features.parquet
+    cellformers ingest my.h5ad --shards 2 -o results/mine
 
 A shard is an h5ad whose X is a CSR of raw integer counts in canonical form (indices ascending within a row, no
 duplicates, no explicit zeros). A dataset is known by the digest of its cells, features and their totals, which

@@ -43,13 +43,18 @@ def _devices() -> list[Finding]:
     try:
         import torch
     except ImportError as error:
-        return [Finding("missing", f"torch can't be imported ({error})", "install it again: pip install torch")]
+        return [
+            Finding("missing", f"torch can't be imported ({error})", "install it again: pip install torch")
+        ]
     findings = [Finding("ok", f"CPU with {os.cpu_count()} cores, {torch.get_num_threads()} threads in torch")]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(index)
             findings.append(
-                Finding("ok", f"GPU {index}: {device.name}, {device.total_memory / 2**30:.0f} GiB (accelerator: cuda)")
+                Finding(
+                    "ok",
+                    f"GPU {index}: {device.name}, {device.total_memory / 2**30:.0f} GiB (accelerator: cuda)",
+                )
             )
     elif shutil.which("nvidia-smi"):
         advice = "install the CUDA build: make demo TORCH=cuda, or pip install torch without the CPU index"

@@ -46,7 +46,7 @@ def score_doublets(
 
     Returns
     -------
-    Notes on batches that were not scored.
+    Notes on batches in which no cell was scored or called.
 
     Raises
     ------
@@ -80,7 +80,11 @@ def score_doublets(
                 if isinstance(found, str):
                     notes.append(f"batch {name!r}: no doublet scores, {found}")
                 else:
-                    scores[rows], doublet[rows] = found
+                    scores[rows], doublet[rows], called = found
+                    if not called:
+                        notes.append(
+                            f"batch {name!r}: no threshold stands out in its scores, no cell is called"
+                        )
                 advance(len(rows))
     unknown = np.isnan(scores)
     result = pa.table(
@@ -131,8 +135,8 @@ def _load_rows(shards: Sequence[str | Path], rows: Array) -> Any:
     return sp.vstack(parts, format="csr")
 
 
-def _scrublet(X: Any, seed: int) -> tuple[Array, Array] | str:
-    """doublet_score (NaN where unknown) and predicted_doublet of one batch's cells, or why there are none."""
+def _scrublet(X: Any, seed: int) -> tuple[Array, Array, bool] | str:
+    """One batch's scores (NaN where unknown), calls, and whether there was a threshold; or why there are none."""
     import anndata
     import scanpy as sc
 
@@ -157,4 +161,4 @@ def _scrublet(X: Any, seed: int) -> tuple[Array, Array] | str:
     doublet = np.zeros(X.shape[0], bool)
     scores[kept] = adata.obs["doublet_score"].to_numpy()
     doublet[kept] = adata.obs["predicted_doublet"].to_numpy()
-    return scores, doublet
+    return scores, doublet, "threshold" in adata.uns["scrublet"]

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cellformers.errors import UserError
-from cellformers.gather import read_vectors
+from cellformers.gather import in_order
 from cellformers.genes import Vocabulary
 from cellformers.io.files import atomic_path, open_parquet, read_metadata
 from cellformers.io.source import ReadOptions, open_counts
@@ -103,7 +103,7 @@ def embed_file(
                     f"embed-file: about {left / 60:.0f} minutes to go ({len(blocks)} blocks of cells)",
                     quiet=quiet,
                 )
-    vectors = _in_file_order(cell_ids, [b.with_name(b.name.replace("tokens", "embedding")) for b in blocks])
+    vectors = in_order(cell_ids, [b.with_name(b.name.replace("tokens", "embedding")) for b in blocks])
     _write(path, output, vectors, cell_ids, name=name, umap=umap, seed=seed, options=options, quiet=quiet)
     shutil.rmtree(parts)
 
@@ -129,16 +129,6 @@ def _is_done(embedded: Path, block: Path, wanted: dict[str, Any]) -> bool:
     made, source = read_metadata(embedded), read_metadata(block)
     same = all(made["inputs"].get(key) == source["inputs"].get(key) for key in ("dataset", "vocabulary"))
     return same and made["parameters"] == wanted
-
-
-def _in_file_order(cell_ids: np.ndarray, parts: list[Path]) -> np.ndarray:
-    """float32[n_cells, dim], NaN for the cells that no part holds."""
-    names, vectors = zip(*(read_vectors(part) for part in parts), strict=True)
-    row_of = {cell: row for row, cell in enumerate(cell_ids)}
-    joined = np.concatenate(vectors)
-    result = np.full((len(cell_ids), joined.shape[1]), np.nan, np.float32)
-    result[[row_of[cell] for ids in names for cell in ids.to_pylist()]] = joined
-    return result
 
 
 def _write(

@@ -34,6 +34,16 @@ def read_vectors(path: str | Path) -> tuple[pa.ChunkedArray, np.ndarray]:
     return table["cell_id"], flat.reshape(-1, kind.list_size)
 
 
+def in_order(cell_ids: np.ndarray, shards: Sequence[str | Path]) -> np.ndarray:
+    """Vectors of these cells from embedding shards, float32[n_cells, dim]; NaN for cells that no shard holds."""
+    names, vectors = zip(*(read_vectors(shard) for shard in shards), strict=True)
+    row_of = {cell: row for row, cell in enumerate(cell_ids)}
+    joined = np.concatenate(vectors)
+    result = np.full((len(cell_ids), joined.shape[1]), np.nan, np.float32)
+    result[[row_of[cell] for ids in names for cell in ids.to_pylist()]] = joined
+    return result
+
+
 def gather_cells(shards: Sequence[str | Path], cells: str | Path, *, name: str, output: str | Path) -> int:
     """Write the embedding of a dataset: obs = the cells' metadata, obsm["X_{name}"] float32[n, dim].
 

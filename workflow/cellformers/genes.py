@@ -1,8 +1,8 @@
 """Which feature of a count file is which gene of a vocabulary, and whether the file can be right at all.
 
-    features = map_features(source.feature_ids, source.feature_symbols, vocabulary)
-    features.token_of_feature        # int32, -1 where a feature has no token
-    features.report(totals)          # what was mapped, summed, left out, and the share of counts
+features = map_features(source.feature_ids, source.feature_symbols, vocabulary)
+features.token_of_feature        # int32, -1 where a feature has no token
+features.report(totals)          # what was mapped, summed, left out, and the share of counts
 """
 
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ class FeatureMap:
 
     @property
     def shared(self) -> Array:
-        """bool: features whose gene has a token and that are not the only one of their gene; their counts are summed."""
+        """bool: features with a token that other features have too; their counts are summed."""
         has_token = self.token_of_feature >= 0
         _, inverse, n = np.unique(self.token_of_feature, return_inverse=True, return_counts=True)
         return has_token & (n[inverse] > 1)
@@ -107,7 +107,10 @@ class FeatureMap:
         native = counts["all"] - counts["spike_ins"]
         known = counts["mapped"] + counts["outside"]
         return {
-            "features": {"all": len(self.feature_ids), **{name: int(mask.sum()) for name, mask in groups.items()}},
+            "features": {
+                "all": len(self.feature_ids),
+                **{name: int(mask.sum()) for name, mask in groups.items()},
+            },
             "genes": len(np.unique(self.token_of_feature[groups["mapped"]])),
             "counts": counts,
             "shares": {
@@ -115,7 +118,8 @@ class FeatureMap:
                 "known": known / native if native else None,
             },
             "examples": {
-                name: self._examples(groups[name], feature_totals) for name in ("summed", "outside", "unknown")
+                name: self._examples(groups[name], feature_totals)
+                for name in ("summed", "outside", "unknown")
             },
         }
 
@@ -131,7 +135,9 @@ class FeatureMap:
 
 
 def map_features(
-    feature_ids: Sequence[str] | Array, feature_symbols: Sequence[str | None] | Array | None, vocabulary: Vocabulary
+    feature_ids: Sequence[str] | Array,
+    feature_symbols: Sequence[str | None] | Array | None,
+    vocabulary: Vocabulary,
 ) -> FeatureMap:
     """Look up features by their ids, as the reference tokenizer does: upper-cased, in the alias table.
 
@@ -161,10 +167,17 @@ def map_features(
 
 
 def _positions(names: Any, among: Any) -> Array:
-    """int32: where each of `names` first is in `among`, -1 where it is not."""
+    """int32: where each of `names` is in `among`, whose entries are unique; -1 where it is not.
+
+    The hash table is built of the names, which are fewer than the 173,697 aliases of V2: 5 ms instead of 30.
+    """
     import pyarrow.compute as pc
 
-    return as_numbers(pc.index_in(names, value_set=among), missing=-1)
+    encoded = names.dictionary_encode()
+    hit = as_numbers(pc.index_in(among, value_set=encoded.dictionary), missing=-1)
+    place = np.full(len(encoded.dictionary), -1, np.int32)
+    place[hit[hit >= 0]] = np.flatnonzero(hit >= 0)
+    return place[as_numbers(encoded.indices)]
 
 
 def is_spike_in(feature_ids: Sequence[str] | Array) -> Array:
@@ -172,12 +185,16 @@ def is_spike_in(feature_ids: Sequence[str] | Array) -> Array:
     return _matches(feature_ids, r"(?i)^ERCC-[0-9]{3,}$")
 
 
-def is_mitochondrial(feature_ids: Sequence[str] | Array, symbols: Sequence[str | None] | Array | None) -> Array:
+def is_mitochondrial(
+    feature_ids: Sequence[str] | Array, symbols: Sequence[str | None] | Array | None
+) -> Array:
     """bool[n]: the 37 genes of the human mitochondrial genome, by Ensembl id or by symbol (MT-...)."""
     ids = as_strings(normalise(strings(feature_ids))).tolist()
     found = [name in MITOCHONDRIAL or name in _MT_SYMBOLS for name in ids]
     if symbols is not None:
-        found = [a or (s is not None and s.upper() in _MT_SYMBOLS) for a, s in zip(found, symbols, strict=True)]
+        found = [
+            a or (s is not None and s.upper() in _MT_SYMBOLS) for a, s in zip(found, symbols, strict=True)
+        ]
     return np.array(found, dtype=bool)
 
 
@@ -226,7 +243,10 @@ def check_species(
     named = _matches(symbols, r"[A-Za-z]") & ~_matches(symbols, r"(?i)^ERCC-[0-9]{3,}$")
     n_named = int(named.sum())
     patterns = (
-        (r"^([A-Z][a-z0-9.-]*[a-z][a-z0-9.-]*|mt-[A-Z].*|[0-9]+[A-Z][0-9]+Rik)$", "title case, as of mouse or rat"),
+        (
+            r"^([A-Z][a-z0-9.-]*[a-z][a-z0-9.-]*|mt-[A-Z].*|[0-9]+[A-Z][0-9]+Rik)$",
+            "title case, as of mouse or rat",
+        ),
         (r"^[a-z0-9.:_-]*[a-z][a-z0-9.:_-]*$", "lower case, as of fish or frog"),
     )
     for pattern, what in patterns:

@@ -302,11 +302,12 @@ def _join(chunks: Sequence[Chunk]) -> Chunk:
 
 
 def _to_table(chunk: Chunk) -> pa.Table:
-    codes = pa.array(chunk.genes, pa.int32())
-    names = {
-        name: pa.DictionaryArray.from_arrays(codes, pa.array(values, pa.string()))
-        for name, values in (("gene_id", chunk.gene_ids), ("symbol", chunk.symbols))
-    }
+    genes = pa.array(chunk.genes)
+    names = {}
+    for name, values in (("gene_id", chunk.gene_ids), ("symbol", chunk.symbols)):
+        # Parquet has no null in a dictionary: encoding makes it an entry without a code
+        words = pa.array(values, pa.string()).dictionary_encode()
+        names[name] = pa.DictionaryArray.from_arrays(words.indices.take(genes), words.dictionary)
     return pa.table({**names, "bucket": chunk.buckets, "count": chunk.counts})
 
 

@@ -1,7 +1,7 @@
 """Corpus medians: for every gene the median of its non-zero expression over all cells of a corpus.
 
-    cellformers medians sketch counts/0.h5ad --cells cells.parquet -o 0.sketch.parquet
-    cellformers medians merge *.sketch.parquet -o medians.parquet
+    cellformers sketch counts/0001-of-0002.h5ad --cells cells.parquet -o 1.parquet
+    cellformers medians 1.parquet 2.parquet -o medians.parquet
 
 The value is count / n_counts x 10,000 with n_counts over all features of the cell, in float64, as in the notebook
 `obtain_nonzero_median_digests` of Geneformer (Theodoris et al., Nature 618:616, 2023). Instead of a t-digest, whose
@@ -130,7 +130,7 @@ def merge(sketches: Sequence[str | Path], output: str | Path) -> None:
         If there are none, one is given twice, or they differ in error bound or vocabulary.
     """
     if not sketches:
-        raise UserError("no sketches to merge", fix="give at least one, by `cellformers medians sketch`")
+        raise UserError("no sketches to merge", fix="give at least one, by `cellformers sketch`")
     paths = [Path(sketch) for sketch in sketches]
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("a sketch is given twice", fix="give each sketch once")
@@ -162,7 +162,7 @@ def _agree(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]:
     for path in paths:
         made = read_metadata(path)
         if made.get("step") != "sketch":
-            raise UserError("not a sketch", path=path, fix="make one with `cellformers medians sketch`")
+            raise UserError("not a sketch", path=path, fix="make one with `cellformers sketch`")
         digests.add(made["inputs"]["dataset"])
         mine = (made["parameters"], made["inputs"].get("vocabulary"))
         if common is not None and mine != common:

@@ -1,7 +1,7 @@
 """Progress on stderr: a bar on a terminal, a line now and then in a log.
 
-    with progress("tokenize", total=10_000, unit="cells") as advance:
-        advance(512)
+with progress("tokenize", total=10_000, unit="cells") as advance:
+    advance(512)
 """
 
 import sys

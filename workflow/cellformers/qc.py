@@ -1,6 +1,7 @@
 """Quality control: metrics per shard, thresholds per dataset, and which cells pass.
 
-    cellformers qc metrics/*.parquet --metadata metadata.parquet -o cells.parquet --thresholds thresholds.json
+    cellformers qc-metrics counts/0001-of-0001.h5ad -o metrics.parquet
+    cellformers qc metrics.parquet --metadata metadata.parquet -o cells.parquet --report qc
 
 The default is what the Genecorpus did (Theodoris et al., Nature 618:616, 2023, Methods): within each dataset, total
 counts and mitochondrial fraction within three standard deviations of their means, and at least seven detected

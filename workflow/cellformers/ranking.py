@@ -127,7 +127,13 @@ def rank_rows(
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _rank_rows(
-    indptr: Array, indices: Array, data: Array, wanted: Array, table: RankTable, min_genes: int, ranked: Ranked
+    indptr: Array,
+    indices: Array,
+    data: Array,
+    wanted: Array,
+    table: RankTable,
+    min_genes: int,
+    ranked: Ranked,
 ) -> int:
     """Fill `ranked`; number of tokens written, or -1 where a column is outside the matrix."""
     size = len(table.medians)
@@ -196,7 +202,7 @@ def _check_columns(columns: Array, n_features: int) -> int:
 @njit(nogil=True, cache=True)
 def _gather(
     columns: Array, values: Array, token_of_feature: Array, none: int, genes: Array, counts: Array, ranked: Ranked
-) -> tuple[int, int]:  # fmt: skip
+) -> tuple[Any, Any]:  # fmt: skip
     """Tokens and counts of a row in which no token comes twice; their number, and the row's total.
 
     Every entry is written, and the next one over it where it has no token: a branch would be mispredicted half of
@@ -220,7 +226,7 @@ def _gather(
 def _sum(
     columns: Array, values: Array, token_of_feature: Array, none: int, genes: Array, counts: Array, sums: Array,
     ranked: Ranked,
-) -> tuple[int, int]:  # fmt: skip
+) -> tuple[Any, Any]:  # fmt: skip
     """The same for any row; `sums` is all zeros before and after."""
     n = np.uint64(0)
     total = np.int64(0)

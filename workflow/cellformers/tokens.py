@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cellformers.errors import UserError
-from cellformers.genes import FeatureMap, check_mapping, check_species, map_features
-from cellformers.io.arrow import as_numbers, as_strings, numbers, strings
+from cellformers.genes import check_mapping, check_species, map_features
+from cellformers.io.arrow import as_numbers, as_strings, numbers
 from cellformers.io.files import METADATA_KEY, atomic_path, digest_arrays, open_parquet, read_metadata, stamp
 from cellformers.revisions import REVISIONS
 from cellformers.vocabulary import Vocabulary
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-BLOCK_BYTES = 16 << 20
-CELLS_PER_GROUP = 2048  # a row group is written when it is full, so its size must not depend on blocks or threads
+BLOCK_BYTES = 4 << 20  # a block is read, ranked and gone while it is in the processor's cache
+CELLS_PER_GROUP = (
+    2048  # a row group is written when it is full, so its size must not depend on blocks or threads
+)
 ELEMENT = pa.field("element", pa.int32(), nullable=False)
 SCHEMA = pa.schema(
     [
@@ -84,8 +87,8 @@ def tokenize(
     dict
         `dataset`, `vocabulary`: digests. `cells`: numbers of all, kept, filtered (by `filter_pass` or `cells`),
         few_genes (under `min_genes`), empty (kept, without a gene of the vocabulary), truncated. `tokens`. `genes`:
-        see `FeatureMap.report`. `seconds`: of the threads' time, in reading, ranking and writing, and of the whole;
-        the one entry that differs from run to run.
+        see `FeatureMap.report`. `seconds`: processor time of reading, ranking and writing, and time from start to
+        end (all); the one entry that differs from run to run.
 
     Raises
     ------
@@ -101,49 +104,48 @@ def tokenize(
     features = map_features(source.feature_ids, source.feature_symbols, vocabulary)
     table = rank_table(features.token_of_feature, vocabulary)
     keep = _kept_cells(source, cells, raw=dataset is None)
-    clock = _Clock()
+    seconds = {"reading": 0.0, "ranking": 0.0, "writing": 0.0}
 
     def rank(block: "Block") -> "tuple[Block, Ranked]":
-        with clock("ranking"):
+        with _timing(seconds, "ranking"):
             wanted = None if keep is None else keep[block.start : block.start + len(block.indptr) - 1]
             ranked = rank_rows(
                 block.indptr, block.indices, block.data, table=table, keep=wanted, min_genes=min_genes
             )
             return block, ranked
 
-    with atomic_path(output) as temporary:
-        with _Writer(temporary, source, table) as writer:
+    with atomic_path(output) as temporary, _Writer(temporary, source, table) as writer:
 
-            def write(block: "Block", ranked: "Ranked") -> None:
-                with clock("writing"):
-                    writer.add(block.start, ranked)
-                if advance is not None:
-                    advance(len(ranked.lengths))
+        def write(block: "Block", ranked: "Ranked") -> None:
+            with _timing(seconds, "writing"):
+                writer.add(block.start, ranked)
+            if advance is not None:
+                advance(len(ranked.lengths))
 
-            blocks = _timed(source.blocks(max_bytes=BLOCK_BYTES), clock)
-            _stream(blocks, rank, write, threads=threads)
-            with clock("writing"):
-                writer.flush()
-            report = features.report(writer.feature_totals)
-            if dataset is None:
-                check_mapping(report, source.path)
-                dataset = digest_arrays(
-                    source.cell_ids, features.feature_ids, writer.cell_totals, writer.feature_totals
-                )
-            metadata = stamp(
-                "tokenize",
-                REVISIONS["tokenize"],
-                parameters={"min_genes": min_genes, "context_length": vocabulary.context_length},
-                inputs={"dataset": dataset, "vocabulary": vocabulary.digest},
+        blocks = _timed(source.blocks(max_bytes=BLOCK_BYTES), seconds)
+        _stream(blocks, rank, write, threads=threads)
+        with _timing(seconds, "writing"):
+            writer.flush()
+        report = features.report(writer.feature_totals)
+        if dataset is None:
+            check_mapping(report, source.path)
+            dataset = digest_arrays(
+                source.cell_ids, features.feature_ids, writer.cell_totals, writer.feature_totals
             )
-            writer.finish(metadata)
+        metadata = stamp(
+            "tokenize",
+            REVISIONS["tokenize"],
+            parameters={"min_genes": min_genes, "context_length": vocabulary.context_length},
+            inputs={"dataset": dataset, "vocabulary": vocabulary.digest},
+        )
+        writer.finish(metadata)
     return {
         "dataset": dataset,
         "vocabulary": vocabulary.digest,
         "cells": writer.cells(source.n_cells, keep),
         "tokens": writer.n_tokens,
         "genes": report,
-        "seconds": {**clock.seconds, "all": time.perf_counter() - started},
+        "seconds": {**seconds, "all": time.perf_counter() - started},
     }
 
 
@@ -171,31 +173,17 @@ def _kept_cells(source: "CountSource", cells: Collection[str] | Array | None, *,
 # --- reading, ranking and writing at once ----------------------------------------------------------------
 
 
-class _Clock:
-    """Seconds spent in each activity, over all threads."""
-
-    def __init__(self) -> None:
-        self.seconds = {"reading": 0.0, "ranking": 0.0, "writing": 0.0}
-
-    def __call__(self, activity: str) -> "_Lap":
-        return _Lap(self.seconds, activity)
+@contextmanager
+def _timing(seconds: dict[str, float], activity: str) -> Iterator[None]:
+    """Add the processor time of this thread; a lost addition of two threads at once would not matter."""
+    start = time.thread_time()
+    yield
+    seconds[activity] += time.thread_time() - start
 
 
-class _Lap:
-    def __init__(self, seconds: dict[str, float], activity: str) -> None:
-        self.seconds, self.activity = seconds, activity
-
-    def __enter__(self) -> None:
-        self.start = time.thread_time()
-
-    def __exit__(self, *_: object) -> None:
-        # several threads rank; each adds a little, and a lost addition would be as little
-        self.seconds[self.activity] += time.thread_time() - self.start
-
-
-def _timed(blocks: "Iterator[Block]", clock: _Clock) -> "Iterator[Block]":
+def _timed(blocks: "Iterator[Block]", seconds: dict[str, float]) -> "Iterator[Block]":
     while True:
-        with clock("reading"):
+        with _timing(seconds, "reading"):
             block = next(blocks, None)
         if block is None:
             return
@@ -241,8 +229,9 @@ class _Writer:
         self.feature_totals = np.zeros(source.n_features, np.int64)
         self.kept: list[Array] = []
         self.lengths: list[Array] = []
-        self.tokens: list[Array] = []
-        self.waiting = self.n_kept = self.n_tokens = self.n_empty = self.n_truncated = 0
+        # the tokens of a row group, whatever their lengths; memory that is not needed is never touched
+        self.tokens = np.empty(CELLS_PER_GROUP * (table.n_genes + self.empty_length), np.int32)
+        self.filled = self.waiting = self.n_kept = self.n_tokens = self.n_empty = self.n_truncated = 0
         # Tokens are numbers without pattern in their low byte and nearly none in the high ones: byte streams apart,
         # zstd takes 0.2 s for 100,000 cells instead of 1.3 (plain) and the file is a fifth smaller. Dictionaries and
         # statistics would cost as much again and help nobody. Without the Arrow schema, readers find the metadata
@@ -255,7 +244,11 @@ class _Writer:
             use_dictionary=False,
             write_statistics=False,
             store_schema=False,
-            column_encoding={"cell_id": "PLAIN", "input_ids.list.element": "BYTE_STREAM_SPLIT", "length": "PLAIN"},
+            column_encoding={
+                "cell_id": "PLAIN",
+                "input_ids.list.element": "BYTE_STREAM_SPLIT",
+                "length": "PLAIN",
+            },
         )
 
     def __enter__(self) -> "_Writer":
@@ -281,7 +274,8 @@ class _Writer:
             n_tokens = int(lengths[:n].sum(dtype=np.int64))
             self.kept.append(kept[:n] + start)
             self.lengths.append(lengths[:n])
-            self.tokens.append(tokens[:n_tokens])
+            self.tokens[self.filled : self.filled + n_tokens] = tokens[:n_tokens]
+            self.filled += n_tokens
             kept, lengths, tokens = kept[n:], lengths[n:], tokens[n_tokens:]
             self.waiting += n
             if self.waiting == CELLS_PER_GROUP:
@@ -294,14 +288,14 @@ class _Writer:
         lengths = np.concatenate(self.lengths)
         offsets = np.zeros(len(lengths) + 1, np.int32)
         np.cumsum(lengths, out=offsets[1:])
-        values = numbers(np.concatenate(self.tokens))
+        values = numbers(self.tokens[: self.filled])
         lists = pa.Array.from_buffers(
             pa.list_(ELEMENT), len(lengths), [None, pa.py_buffer(offsets)], children=[values]
         )
         names = self.names.take(numbers(np.concatenate(self.kept)))
         batch = pa.RecordBatch.from_arrays([names, lists, numbers(lengths)], schema=SCHEMA)
         self.writer.write_table(pa.Table.from_batches([batch]))
-        self.kept, self.lengths, self.tokens, self.waiting = [], [], [], 0
+        self.kept, self.lengths, self.filled, self.waiting = [], [], 0, 0
 
     def finish(self, metadata: dict[str, Any]) -> None:
         """Put in the metadata."""
@@ -348,10 +342,14 @@ def read_tokens(paths: str | Path | Sequence[str | Path], *, cells: int = 1024) 
         digest = vocabulary_digest(path)
         first = digest if number == 0 else first
         if digest != first:
-            raise UserError("made with another vocabulary than the file before", path=path, fix="tokenize it again")
+            raise UserError(
+                "made with another vocabulary than the file before", path=path, fix="tokenize it again"
+            )
         with _open_tokens(path) as file:
             try:
-                for batch in file.iter_batches(batch_size=cells, columns=["cell_id", "input_ids"], use_threads=False):
+                for batch in file.iter_batches(
+                    batch_size=cells, columns=["cell_id", "input_ids"], use_threads=False
+                ):
                     yield _token_batch(batch)
             except (OSError, ValueError) as error:
                 raise UserError(f"damaged tokens file ({error})", path=path, fix="make it again") from error
@@ -360,9 +358,13 @@ def read_tokens(paths: str | Path | Sequence[str | Path], *, cells: int = 1024) 
 def _open_tokens(path: str | Path) -> pq.ParquetFile:
     file = open_parquet(path)
     schema = file.schema_arrow
-    if not {"cell_id", "input_ids"} <= set(schema.names) or not pa.types.is_list(schema.field("input_ids").type):
+    if not {"cell_id", "input_ids"} <= set(schema.names) or not pa.types.is_list(
+        schema.field("input_ids").type
+    ):
         file.close()
-        raise UserError("not a tokens file (no cell_id and input_ids)", path=path, fix="cellformers tokenize makes one")
+        raise UserError(
+            "not a tokens file (no cell_id and input_ids)", path=path, fix="cellformers tokenize makes one"
+        )
     return file
 
 
@@ -371,7 +373,9 @@ def _token_batch(batch: pa.RecordBatch) -> TokenBatch:
     bounds = np.frombuffer(lists.buffers()[1], np.int32)[lists.offset : lists.offset + len(lists) + 1]
     values = as_numbers(lists.values)[bounds[0] : bounds[-1]] if len(lists) else np.empty(0, np.int32)
     return TokenBatch(
-        as_strings(batch.column("cell_id")), values.astype(np.int32, copy=False), bounds.astype(np.int64) - bounds[0]
+        as_strings(batch.column("cell_id")),
+        values.astype(np.int32, copy=False),
+        bounds.astype(np.int64) - bounds[0],
     )
 
 

@@ -95,7 +95,12 @@ class Vocabulary:
         names = sorted(self.special_tokens)
         special = np.array([self.special_tokens[n] for n in names], np.int64)
         return digest_arrays(
-            self.gene_ids, self.token_ids, self.medians, names, special, np.array([self.context_length], np.int64)
+            self.gene_ids,
+            self.token_ids,
+            self.medians,
+            names,
+            special,
+            np.array([self.context_length], np.int64),
         )
 
     def aliases(self) -> pa.Table:
@@ -173,7 +178,9 @@ def normalise(names: pa.Array) -> pa.Array:
 
 def _alias_table(aliases: Mapping[str, str]) -> pa.Table:
     names = sorted(aliases)
-    return pa.Table.from_arrays([strings(names), strings([aliases[n] for n in names])], names=["alias", "gene_id"])
+    return pa.Table.from_arrays(
+        [strings(names), strings([aliases[n] for n in names])], names=["alias", "gene_id"]
+    )
 
 
 def read_published(folder: str | Path, *, name: str | None = None) -> Vocabulary:
@@ -194,19 +201,26 @@ def read_published(folder: str | Path, *, name: str | None = None) -> Vocabulary
     ------
     UserError
         If a file is missing, twice there, damaged, no plain dictionary, or the files don't belong together.
-    """  # noqa: D205
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError("no such folder", path=folder)
     tokens, medians, mapping, names = (
         read_dictionary(_only_file(folder, kind))
-        for kind in ("token_dictionary", "gene_median_dictionary", "ensembl_mapping_dict", "gene_name_id_dict")
+        for kind in (
+            "token_dictionary",
+            "gene_median_dictionary",
+            "ensembl_mapping_dict",
+            "gene_name_id_dict",
+        )
     )
     special = {key: int(value) for key, value in tokens.items() if key.startswith("<")}
     series = next((s for s, expected in SPECIAL_TOKENS.items() if expected == special), None)
     if series is None:
         shown = ", ".join(f"{k}={v}" for k, v in special.items()) or "none"
-        raise UserError(f"special tokens of neither V1 nor V2: {shown}", path=folder, fix="use one published folder")
+        raise UserError(
+            f"special tokens of neither V1 nor V2: {shown}", path=folder, fix="use one published folder"
+        )
     genes = sorted((gene for gene in tokens if gene not in special), key=lambda gene: tokens[gene])
     _check_published(folder, {gene: tokens[gene] for gene in genes}, medians, mapping, names)
 
@@ -231,8 +245,12 @@ def read_published(folder: str | Path, *, name: str | None = None) -> Vocabulary
 def _only_file(folder: Path, kind: str) -> Path:
     found = sorted(p for p in folder.glob(f"{kind}*") if p.is_file())
     if len(found) != 1:
-        what = f"has no {kind}*.pkl" if not found else f"has several {kind}*: {', '.join(p.name for p in found)}"
-        raise UserError(what, path=folder, fix="keep the four dictionaries of one vocabulary together in a folder")
+        what = (
+            f"has no {kind}*.pkl" if not found else f"has several {kind}*: {', '.join(p.name for p in found)}"
+        )
+        raise UserError(
+            what, path=folder, fix="keep the four dictionaries of one vocabulary together in a folder"
+        )
     return found[0]
 
 
@@ -257,7 +275,9 @@ def _check_published(
     ):
         wrong = next((key for key, value in table.items() if not isinstance(value, kinds)), None)
         if wrong is not None:
-            raise UserError(f"{what}: the entry of {wrong!r} is a {type(table[wrong]).__name__}", path=folder, fix=fix)
+            raise UserError(
+                f"{what}: the entry of {wrong!r} is a {type(table[wrong]).__name__}", path=folder, fix=fix
+            )
     for what, missing in (
         ("have no median", [gene for gene in tokens if gene not in medians]),
         ("are not in the mapping", [gene for gene in tokens if mapping.get(gene) != gene]),
@@ -296,7 +316,9 @@ def from_medians(
     table = read_table(path, ["gene_id", "symbol", "median"])
     rows = [
         (str(gene), symbol or None, median)
-        for gene, symbol, median in zip(*(table[c].to_pylist() for c in ("gene_id", "symbol", "median")), strict=True)
+        for gene, symbol, median in zip(
+            *(table[c].to_pylist() for c in ("gene_id", "symbol", "median")), strict=True
+        )
         if median is not None
     ]
     rows.sort(key=lambda row: row[0])

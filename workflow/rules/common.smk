@@ -1,5 +1,4 @@
 # The validated config, and the functions that turn its names into file names.
-import csv
 import re
 import shlex
 from pathlib import Path
@@ -8,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 
 from cellformers.config import RANDOM_SUFFIX, CellBenchmark, load as load_config
 from cellformers.errors import UserError
+from cellformers.io.samples import read_sample_table
 from cellformers.revisions import REVISIONS
 
 try:
@@ -60,15 +60,6 @@ def per_shard(pattern):
     return paths
 
 
-def sample_table(path):
-    """Rows of a sample table; its paths are relative to the folder it lies in."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, delimiter="," if str(path).endswith(".csv") else "\t"))
-    if not rows or not {"sample", "path"} <= set(rows[0]):
-        raise WorkflowError(f"{path}: a sample table needs the columns sample and path, and at least one row")
-    return [{**row, "path": str(Path(path).parent / row["path"])} for row in rows]
-
-
 def dataset_files(name):
     """The raw files of a dataset, as inputs of its ingest."""
     dataset = CONFIG.datasets[name]
@@ -76,9 +67,10 @@ def dataset_files(name):
         return ["<results>/simulated/" + {"atlas": "atlas.h5ad", "second": "second.loom"}[dataset.simulated]]
     if dataset.path:
         return [str(dataset.path)]
-    if not dataset.samples.is_file():
-        raise WorkflowError(f"{dataset.samples}: no such sample table (dataset {name})")
-    return [row["path"] for row in sample_table(dataset.samples)]
+    try:
+        return [row["path"] for row in read_sample_table(dataset.samples)]
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def flags(**options):

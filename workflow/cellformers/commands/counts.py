@@ -35,29 +35,40 @@ def ingest(
 
     Example: cellformers ingest my.h5ad --shards 4 -o results/mine
     """
+    from cellformers.counts import Sample
     from cellformers.counts import ingest as run
-    from cellformers.counts import read_samples, shard_name
     from cellformers.io.labels import LabelTable
-    from cellformers.progress import progress, say
+    from cellformers.io.samples import read_sample_table
+    from cellformers.progress import say
 
-    if (raw_file is None) == (samples is None):
-        raise UserError("give either one FILE or --samples TABLE")
     if (labels is None) != (key is None):
         raise UserError("--labels and --key go together")
+    if raw_file is not None and samples is None:
+        files = [Sample(raw_file)]
+    elif samples is not None and raw_file is None:
+        files = [
+            Sample(
+                Path(row["path"]),
+                row["sample"],
+                {k: v for k, v in row.items() if k not in ("sample", "path")},
+            )
+            for row in read_sample_table(samples)
+        ]
+    else:
+        raise UserError("give either one FILE or --samples TABLE")
     chosen = opt.read_options(
         layer=layer, raw=raw, round_counts=round_counts, make_unique=make_unique, genes_in_rows=genes_in_rows,
         cells_in_rows=cells_in_rows, gene_column=gene_column, cell_column=cell_column,
     )  # fmt: skip
-    with progress("ingest", quiet=quiet) as advance:
-        done = run(
-            read_samples(raw_file, samples),
-            [output / "counts" / f"{shard_name(index, shards)}.h5ad" for index in range(shards)],
-            metadata=output / "metadata.parquet",
-            features=output / "features.parquet",
-            options=chosen,
-            labels=LabelTable(labels, key) if labels is not None and key is not None else None,
-            progress=advance,
-        )
+    done = run(
+        files,
+        [output / "counts" / f"{number:04d}-of-{shards:04d}.h5ad" for number in range(1, shards + 1)],
+        metadata=output / "metadata.parquet",
+        features=output / "features.parquet",
+        options=chosen,
+        labels=LabelTable(labels, key) if labels is not None and key is not None else None,
+        quiet=quiet,
+    )
     for note in done.notes:
         say(f"ingest: {note}", quiet=quiet)
 

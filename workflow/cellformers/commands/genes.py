@@ -32,6 +32,14 @@ def sketch(
     run(counts, output, cells=cells, vocabulary=known, relative_error=relative_error, quiet=quiet)
 
 
+def _is_parquet(path: Path) -> bool:
+    """A sketch is Parquet; no count file is."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
+
+
 def medians(
     inputs: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="Sketches, counts shards or raw files.")
@@ -45,7 +53,6 @@ def medians(
 
     Example: cellformers medians my_atlas.h5ad other.loom -o medians.parquet
     """
-    from cellformers.histograms import is_sketch
     from cellformers.io.files import temporary_folder
     from cellformers.medians import merge
     from cellformers.medians import sketch as make_sketch
@@ -53,7 +60,7 @@ def medians(
     with temporary_folder(output) as folder:
         sketches = []
         for number, path in enumerate(inputs):
-            if is_sketch(path):
+            if _is_parquet(path):
                 sketches.append(path)
                 continue
             made = folder / f"{number}.parquet"
@@ -164,7 +171,7 @@ def tokenize(
             say(f"{counts}: {note}", quiet=quiet)
         kept, dataset = None, None
         if cells is not None:
-            from cellformers.io.shards import shard_digest
+            from cellformers.counts import shard_digest
             from cellformers.qc import passing
 
             kept, dataset = passing(cells, source.names), shard_digest(counts)

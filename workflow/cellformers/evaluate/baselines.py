@@ -54,7 +54,8 @@ def gene_names(ids: np.ndarray, symbols: np.ndarray | None, vocabulary: Path | N
     """The gene each feature counts for: by the vocabulary's aliases where there is one, else its own id."""
     if vocabulary is None:
         return ids
-    from cellformers.genes import Vocabulary, map_features
+    from cellformers.genes import map_features
+    from cellformers.vocabulary import Vocabulary
 
     mapped = map_features(ids, symbols, Vocabulary.load(vocabulary)).gene_of_feature
     return np.array(

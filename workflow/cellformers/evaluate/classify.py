@@ -82,7 +82,7 @@ def choose_penalty(
     """
     if not folds:
         return PENALTIES[len(PENALTIES) // 2]
-    parts = [(standardise(X[a], X[b]), y[a], y[b], _model(1e-4)) for a, b in folds]
+    parts = [(standardise(X[a], X[b]), y[a], y[b], _model(1e-3)) for a, b in folds]
     best, least = PENALTIES[0], np.inf
     for penalty in PENALTIES:
         loss = 0.0
@@ -112,7 +112,7 @@ def _predict_fold(
     inner = inner_folds(names[train], y[train], None if units is None else units[train], seed=seed)
     penalty = choose_penalty(X, y[train], inner, n_classes)
     X, X_test = standardise(X, X_test)
-    model = _fit(_model(1e-5), X, y[train], penalty)
+    model = _fit(_model(1e-4), X, y[train], penalty)
     converged = bool(np.max(model.n_iter_) < MAX_ITERATIONS)
     return FoldPrediction(_probability(model, X_test, n_classes), penalty, converged)
 

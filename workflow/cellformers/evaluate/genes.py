@@ -17,7 +17,7 @@ from cellformers.evaluate import baselines, metrics
 from cellformers.evaluate.classify import predict_folds
 from cellformers.evaluate.folds import permuted
 from cellformers.evaluate.scores import check_kind, published_by_metric, write_score
-from cellformers.evaluate.splits import read_split
+from cellformers.evaluate.splitfile import read_split
 from cellformers.evaluate.tables import as_text, locate, read_gene_table, read_vectors
 from cellformers.io.files import digest_arrays, digest_file, open_parquet, read_table, stamp, write_table
 from cellformers.revisions import REVISIONS
@@ -82,36 +82,48 @@ def _features(
 
 
 def _measure(
-    positive: np.ndarray, score: np.ndarray, fold: np.ndarray, raw: np.ndarray | None, *, seed: int
+    positive: np.ndarray,
+    score: np.ndarray,
+    fold: np.ndarray,
+    *,
+    raw: np.ndarray | None,
+    groups: np.ndarray | None,
+    seed: int,
 ) -> dict[str, Any]:
     """AUC as the mean over folds and pooled, average precision, and the AUC of the raw values of one feature."""
-    both = fold * 2 + positive  # resample within class and fold: every fold keeps both classes
+    # within class and fold every fold keeps both classes; groups may hold both, so those are drawn within folds only
+    within_folds = fold * 2 + positive if groups is None else fold
+    within_classes = positive if groups is None else np.zeros(len(fold))
     per_fold = [float(metrics.auc(positive[fold == f], score[fold == f])) for f in np.unique(fold)]
 
     def interval(statistic: Any, strata: np.ndarray) -> tuple[float, float]:
-        return metrics.percentile_interval(metrics.bootstrap_genes(statistic, strata, seed=seed))
+        return metrics.percentile_interval(
+            metrics.bootstrap_genes(statistic, strata, groups=groups, seed=seed)
+        )
 
     measured = {
         "auc": metrics.metric(
             float(metrics.fold_mean_auc(positive, score, fold)),
-            interval(lambda w: metrics.fold_mean_auc(positive, score, fold, w), both),
+            interval(lambda w: metrics.fold_mean_auc(positive, score, fold, w), within_folds),
             per_fold,
             sd=float(np.std(per_fold, ddof=1)),
         ),
         "auc_pooled": metrics.metric(
             float(metrics.auc(positive, score)),
-            interval(lambda w: metrics.auc(positive, score, w), positive),
+            interval(lambda w: metrics.auc(positive, score, w), within_classes),
             [],
         ),
         "average_precision": metrics.metric(
             float(metrics.average_precision(positive, score)),
-            interval(lambda w: metrics.average_precision(positive, score, w), positive),
+            interval(lambda w: metrics.average_precision(positive, score, w), within_classes),
             [],
         ),
     }
     if raw is not None:
         measured["auc_raw"] = metrics.metric(
-            float(metrics.auc(positive, raw)), interval(lambda w: metrics.auc(positive, raw, w), positive), []
+            float(metrics.auc(positive, raw)),
+            interval(lambda w: metrics.auc(positive, raw, w), within_classes),
+            [],
         )
     return measured
 
@@ -150,7 +162,7 @@ def evaluate_genes(
     column, gene
         Column of values and of gene ids of the table, for `column`.
     permute
-        Shuffle the classes over genes first: a control that must come out at chance.
+        Shuffle the classes over the genes of each fold first: a control that must come out at chance.
     vocabulary
         Maps feature ids and symbols of the counts to genes.
 
@@ -159,7 +171,8 @@ def evaluate_genes(
     The score as written. `auc` is the mean of the folds' AUCs, in which only scores of one classifier are compared;
     `auc_pooled` compares log odds over all folds, less the log odds of the training classes, so that a fold's share
     of positives doesn't rank its genes; `auc_raw`, for a single feature, needs no classifier at all. A single
-    feature without information scores somewhat under 0.5 as `auc`, because folds that lack a gene lean the other way.
+    feature without information scores somewhat under 0.5 as `auc`: what a test fold has more of, its training part
+    has less of. Where the classes are matched pair by pair that bias is strong, unless the split groups the pairs.
 
     Raises
     ------
@@ -172,13 +185,15 @@ def evaluate_genes(
     plan = read_split(split, task="genes")
     genes = np.array(list(plan.content["genes"]), dtype=object)
     truth = np.array(list(plan.content["genes"].values()), dtype=object)
+    folds = plan.masks(genes)
     if permute:
-        truth = permuted(truth, genes, seed=plan.seed)
+        for _, test in folds:  # within folds, so that they stay stratified
+            truth[test] = permuted(truth[test], genes[test], seed=plan.seed)
+    groups = None if plan.content["groups"] is None else np.array(plan.content["groups"], dtype=object)
     y = (truth == plan.classes[1]).astype(np.int64)
     X = _features(
         features, inputs, genes, cells=cells, column=column, gene=gene, vocabulary=vocabulary, seed=plan.seed
     )
-    folds = plan.masks(genes)
     results = predict_folds(
         lambda a, b: (X[a], X[b]),
         y,
@@ -212,7 +227,7 @@ def evaluate_genes(
         "classes": plan.classes,
         "split": {
             "kind": plan.content["kind"],
-            "unit": None,
+            "unit": plan.unit,
             "seed": plan.seed,
             "folds": len(folds),
             "names": [f["name"] for f in plan.folds],
@@ -225,10 +240,17 @@ def evaluate_genes(
             "method": "percentile bootstrap",
             "level": metrics.LEVEL,
             "resamples": metrics.RESAMPLES,
-            "resampled": "genes",
-            "note": "genes resampled within class and fold; the classifiers are not trained again",
+            "resampled": plan.unit or "genes",
+            "note": "the classifiers are not trained again",
         },
-        "metrics": _measure(positive, log_odds, fold, X[:, 0] if X.shape[1] == 1 else None, seed=plan.seed),
+        "metrics": _measure(
+            positive,
+            log_odds,
+            fold,
+            raw=X[:, 0] if X.shape[1] == 1 else None,
+            groups=groups,
+            seed=plan.seed,
+        ),
         "chance": {"auc": 0.5},
         "penalties": [r.penalty for r in results],
         "published": published_by_metric(published),

@@ -138,19 +138,25 @@ def bootstrap_genes(
     statistic: Callable[[np.ndarray], np.ndarray],
     strata: np.ndarray,
     *,
+    groups: np.ndarray | None = None,
     seed: int,
     resamples: int = RESAMPLES,
 ) -> np.ndarray:
-    """Values of `statistic(weights[k, n])` over resamples of rows, drawn within strata (class, or class and fold).
+    """Values of `statistic(weights[k, n])` over resamples of rows, or of whole groups of rows, within strata.
 
-    Drawing within strata keeps both classes present in every fold of every resample.
+    With class and fold as strata, every fold of every resample keeps both classes. Resamples of groups that don't
+    have a value (NaN) are left out.
     """
     generator = np.random.default_rng(seed)
+    groups = np.arange(len(strata)) if groups is None else groups
     weights = np.zeros((resamples, len(strata)), dtype=np.int32)
     for stratum in np.unique(strata):
         rows = np.flatnonzero(strata == stratum)
-        weights[:, rows] = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=resamples)
-    return np.concatenate([statistic(weights[i : i + 100]) for i in range(0, resamples, 100)])
+        members, of_row = np.unique(groups[rows], return_inverse=True)
+        chance = np.full(len(members), 1 / len(members))
+        weights[:, rows] = generator.multinomial(len(members), chance, size=resamples)[:, of_row]
+    values = np.concatenate([statistic(weights[i : i + 100]) for i in range(0, resamples, 100)])
+    return values[~np.isnan(values)]
 
 
 def metric(

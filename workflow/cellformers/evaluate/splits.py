@@ -8,7 +8,6 @@ donor, cell or gene is on both sides of a fold: a split that would put one there
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,47 +15,12 @@ import numpy as np
 
 from cellformers.errors import UserError, did_you_mean
 from cellformers.evaluate.folds import group_folds, stratified_folds
+from cellformers.evaluate.splitfile import Split, cells_digest, check_sides, check_units, row_names
 from cellformers.evaluate.tables import Cells, read_cells, read_gene_table, read_vectors
 from cellformers.io.files import digest_arrays, read_json, stamp, write_json
 from cellformers.revisions import REVISIONS
 
 SHOWN = 3  # units spelt out in the name of a fold
-
-
-@dataclass(frozen=True)
-class Split:
-    """A split as read from disk; `content` is the whole JSON."""
-
-    content: dict[str, Any]
-
-    @property
-    def classes(self) -> list[str]:
-        """The classes of the benchmark, sorted; of a gene split the negative before the positive one."""
-        return list(self.content["classes"])
-
-    @property
-    def folds(self) -> list[dict[str, Any]]:
-        """Folds: name, train (null: all that isn't test) and test, names of units, datasets, cells or genes."""
-        return list(self.content["folds"])
-
-    @property
-    def seed(self) -> int:
-        """Seed of everything random in the benchmark."""
-        return int(self.content["seed"])
-
-    @property
-    def unit(self) -> str | None:
-        """Column of donors or batches, if any."""
-        return self.content["unit"]
-
-    def masks(self, names: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Row numbers (train, test) of each fold, for rows that belong to `names` (units, datasets, cells or genes)."""
-        result = []
-        for fold in self.folds:
-            test = np.isin(names.astype(str), fold["test"])
-            train = ~test if fold["train"] is None else np.isin(names.astype(str), fold["train"])
-            result.append((np.flatnonzero(train), np.flatnonzero(test)))
-        return result
 
 
 def _name(members: Sequence[str], number: int) -> str:
@@ -112,50 +76,6 @@ def _given(path: Path, names: np.ndarray) -> list[dict[str, Any]]:
             }
         )
     return result
-
-
-def check_sides(folds: Sequence[Mapping[str, Any]], *, what: str, path: str | Path | None = None) -> None:
-    """UserError if a fold trains on what it tests on, or something is tested in two folds."""
-    tested: Counter[str] = Counter()
-    for fold in folds:
-        both = set(fold["train"] or ()) & set(fold["test"])
-        if both:
-            raise UserError(
-                f"{what} {min(both)!r} is on both sides of fold {fold['name']!r}",
-                path=path,
-                fix="a score from such a split is worthless: take it out of train or test",
-            )
-        tested.update(fold["test"])
-    twice = sorted(name for name, n in tested.items() if n > 1)
-    if twice:
-        raise UserError(f"{what} {twice[0]!r} is in the test of two folds", path=path, fix="test it once")
-
-
-def check_units(cells: Cells, train: np.ndarray, test: np.ndarray, *, fold: str) -> None:
-    """UserError if a donor or batch has cells among both the training and the test rows of a fold."""
-    if cells.unit is None:
-        return
-    both = set(cells.unit[train]) & set(cells.unit[test])
-    if both:
-        raise UserError(
-            f"unit {min(both)!r} has cells on both sides of fold {fold!r}",
-            fix="hold out whole units; if equal names mean different donors, rename them or leave unit out",
-        )
-
-
-def row_names(cells: Cells, by: str) -> np.ndarray:
-    """What each cell is called in a split by unit, by dataset or by cell: object[n] of str."""
-    if by == "unit":
-        if cells.unit is None:
-            raise UserError("the split holds out units, but names no column of units")
-        return cells.unit
-    return cells.dataset if by == "dataset" else cells.keys()
-
-
-def cells_digest(cells: Cells) -> str:
-    """Digest of names, labels and units: a split and the evaluation that reads it must agree on it."""
-    unit = cells.unit if cells.unit is not None else np.full(len(cells), "", dtype=object)
-    return digest_arrays(cells.dataset, cells.cell_id, cells.label, unit)
 
 
 def _annotate(folds: list[dict[str, Any]], split: Split, cells: Cells, by: str, *, shared: bool) -> list[str]:
@@ -297,6 +217,13 @@ def make_cell_split(
     return Split(content)
 
 
+def _groups(labels: str | Path, *, gene: str, group: str, names: np.ndarray) -> np.ndarray:
+    """The group of each gene, object[n] of str; a gene without one is a group of its own."""
+    ids, values = read_gene_table(labels, gene=gene, column=group)
+    known = dict(zip(ids, values, strict=True))
+    return np.array([f"gene {name}" if known[name] is None else known[name] for name in names], dtype=object)
+
+
 def make_gene_split(
     *,
     labels: str | Path,
@@ -306,6 +233,7 @@ def make_gene_split(
     output: str | Path,
     dataset: str,
     gene: str = "gene_id",
+    group: str | None = None,
     folds: int = 5,
     seed: int = 0,
     note: str | None = None,
@@ -319,6 +247,9 @@ def make_gene_split(
     positive
         The class whose probability is scored; all others together are the negative class. Where the column holds
         the positive class only, genes with an empty field are the negative class, else they are left out.
+    group
+        Column of groups that stay together, such as pairs matched in expression or gene families. A gene whose
+        matched partner, of the other class, is in training is predicted worse than by chance.
     embeddings
         Gene embeddings of every model of the benchmark: only genes that all of them have are kept, so that every
         method is scored on the same genes.
@@ -348,14 +279,25 @@ def make_gene_split(
     if folds < 2 or min(sizes.values()) < folds:
         counts = ", ".join(f"{n} {c}" for c, n in sizes.items())
         raise UserError(f"too few labelled genes for {folds} folds ({counts})", path=labels)
-    fold_of = stratified_folds(names, truth, folds=folds, seed=seed)
+    groups = None if group is None else _groups(labels, gene=gene, group=group, names=names)
+    if groups is None:
+        fold_of = stratified_folds(names, truth, folds=folds, seed=seed)
+    else:
+        place = group_folds(groups, truth, folds=folds, seed=seed)
+        fold_of = np.array([place[g] for g in groups])
+        if any(len(set(truth[fold_of == f])) < 2 for f in range(folds)):
+            raise UserError(
+                f"the groups of column {group!r} leave a fold with one class",
+                path=labels,
+                fix="leave group out",
+            )
     content: dict[str, Any] = {
         "task": "genes",
-        "kind": "stratified",
+        "kind": "stratified" if groups is None else "held-out",
         "by": "gene",
         "dataset": dataset,
         "label": label,
-        "unit": None,
+        "unit": group,
         "seed": seed,
         "classes": [negative, positive],
         "class_sizes": sizes,
@@ -365,33 +307,16 @@ def make_gene_split(
             "no embedding": int((labelled & ~covered).sum()),
         },
         "genes": dict(zip(names.tolist(), truth.tolist(), strict=True)),
+        "groups": None if groups is None else groups.tolist(),
         "folds": [
             {"name": f"fold {f + 1}", "train": None, "test": names[fold_of == f].tolist()}
             for f in range(folds)
         ],
         "notes": [note] if note else [],
     }
-    parameters = {"label": label, "positive": positive, "folds": folds, "seed": seed}
+    parameters = {"label": label, "positive": positive, "group": group, "folds": folds, "seed": seed}
     content |= stamp(
         "split", REVISIONS["split"], parameters=parameters, inputs={"genes": digest_arrays(names, truth)}
     )
     write_json(content, output)
-    return Split(content)
-
-
-def read_split(path: str | Path, *, task: Literal["cells", "genes"]) -> Split:
-    """Read a split and check it again: it is a file that anybody may have edited.
-
-    Raises
-    ------
-    UserError
-        If it isn't a split of that task, or puts something on both sides of a fold.
-    """
-    content = read_json(path)
-    keys = ("task", "kind", "by", "label", "unit", "seed", "classes", "folds", "n", "inputs")
-    if not isinstance(content, dict) or any(key not in content for key in keys):
-        raise UserError("is not a split", path=path, fix="make one with `cellformers split`")
-    if content["task"] != task:
-        raise UserError(f"is a split of {content['task']}, one of {task} is needed", path=path)
-    check_sides(content["folds"], what=content["by"], path=path)
     return Split(content)

@@ -100,6 +100,25 @@ def atomic_dir(target: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def temporary_folder(target: str | Path) -> Iterator[Path]:
+    """Yield a folder beside `target` for intermediate files; it vanishes when the block ends."""
+    target = Path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".part-", dir=target.parent))
+    except OSError as error:
+        raise UserError(
+            f"can't write here ({error.strerror or error})",
+            path=target,
+            fix="choose an --output you may write to",
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_text(text: str, path: str | Path) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:

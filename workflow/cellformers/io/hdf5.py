@@ -34,7 +34,7 @@ def open_hdf5(path: Path) -> h5py.File:
         text = " ".join(str(error).split())
         if error.errno == 13:
             raise UserError("may not be read (permission denied)", path=path) from error
-        if error.errno == 11 or "lock" in text:
+        if error.errno == 11 or "unable to lock" in text:
             raise UserError(
                 "is locked by another program",
                 path=path,

@@ -17,7 +17,7 @@ MAX_BYTES = 256 << 20
 _FIX = "use the dictionaries as published"
 
 
-class _Forbidden(Exception):
+class _ForbiddenError(Exception):
     """Names what a pickle asked for."""
 
 
@@ -26,7 +26,7 @@ class _Dtype:
 
     def __init__(self, code: str, *_: Any) -> None:
         if not (isinstance(code, str) and code[:1] in {"i", "u", "f"} and code[1:] in {"1", "2", "4", "8"}):
-            raise _Forbidden(f"a numpy scalar of type {code!r}")
+            raise _ForbiddenError(f"a numpy scalar of type {code!r}")
         self.code, self.order = code, "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -35,29 +35,30 @@ class _Dtype:
 
 
 def _scalar(dtype: _Dtype, content: bytes) -> int | float:
-    value = np.frombuffer(content, np.dtype(dtype.code).newbyteorder(dtype.order))
+    value = np.frombuffer(content, np.dtype(dtype.order + dtype.code))
     if len(value) != 1:
-        raise _Forbidden("a numpy scalar of several values")
-    return value[0].item()  # type: ignore[no-any-return]
+        raise _ForbiddenError("a numpy scalar of several values")
+    return value[0].item()
+
+
+_KNOWN: dict[tuple[str, str], Any] = {
+    ("numpy", "dtype"): _Dtype,
+    ("numpy.core.multiarray", "scalar"): _scalar,  # numpy 1
+    ("numpy._core.multiarray", "scalar"): _scalar,  # numpy 2
+}
 
 
 class _Unpickler(pickle.Unpickler):
     """Builtin containers and numbers come by opcodes; of functions there are two."""
 
-    _known = {
-        ("numpy", "dtype"): _Dtype,
-        ("numpy.core.multiarray", "scalar"): _scalar,  # numpy 1
-        ("numpy._core.multiarray", "scalar"): _scalar,  # numpy 2
-    }
-
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return self._known[module, name]
+            return _KNOWN[module, name]
         except KeyError:
-            raise _Forbidden(f"{module}.{name}") from None
+            raise _ForbiddenError(f"{module}.{name}") from None
 
     def persistent_load(self, pid: Any) -> Any:
-        raise _Forbidden(f"the persistent object {pid!r}")
+        raise _ForbiddenError(f"the persistent object {pid!r}")
 
 
 def read_dictionary(path: str | Path) -> dict[str, int | float | str]:
@@ -79,11 +80,11 @@ def read_dictionary(path: str | Path) -> dict[str, int | float | str]:
     try:
         with path.open("rb") as file:
             value = _Unpickler(file).load()
-    except _Forbidden as error:
+    except _ForbiddenError as error:
         raise UserError(
             f"forbidden in a pickle from outside: {error}; nothing was run", path=path, fix=_FIX
         ) from None
-    except Exception as error:  # noqa: BLE001  (a damaged pickle may raise anything)
+    except Exception as error:  # a damaged pickle may raise anything
         text = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(
             f"not a readable pickle, damaged or truncated? ({text})", path=path, fix=_FIX

@@ -75,7 +75,7 @@ class ReadOptions:
     genes_in_rows
         Orientation of dense text; None: find out.
     gene_column, cell_column
-        Column of var / row attribute (obs / column attribute) that holds gene ids (cell names).
+        Column of var / row attribute (obs / column attribute) that holds gene ids (cell names); of 10x: id or name.
     """
 
     layer: str | None = None
@@ -221,6 +221,19 @@ def check_size(matrix: Matrix, n_names: int, n_features: int, path: Path) -> Non
             path=path,
             fix="the file is damaged or belongs to other name files",
         )
+
+
+def refuse_options(path: Path, options: ReadOptions, *keys: str, format_name: str) -> None:
+    """Refuse options that mean nothing in a format, rather than ignore them.
+
+    Raises
+    ------
+    UserError
+        If one of the fields `keys` of `options` is set.
+    """
+    for key in keys:
+        if getattr(options, key):
+            raise UserError(f"{key}: has no meaning for {format_name}", path=path, fix=f"leave out {key}:")
 
 
 @contextmanager

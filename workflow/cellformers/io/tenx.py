@@ -23,7 +23,7 @@ from cellformers.io import hdf5
 from cellformers.io.frames import texts, values_of
 from cellformers.io.lines import whole_lines
 from cellformers.io.names import Strings, as_strings, cell_names, strip_version
-from cellformers.io.source import Block, CountSource, Head, Matrix, ReadOptions, check_size
+from cellformers.io.source import Block, CountSource, Head, Matrix, ReadOptions, check_size, refuse_options
 from cellformers.io.sparse import CsrMatrix
 from cellformers.io.spill import Spill
 from cellformers.io.validate import Checker
@@ -31,14 +31,7 @@ from cellformers.io.validate import Checker
 Array = np.ndarray[Any, Any]
 GENES = "Gene Expression"
 _HEAD_LINES = 1 << 14
-
-
-def _refuse_options(path: Path, options: ReadOptions) -> None:
-    for key, value in (("layer:", options.layer), ("raw: true", options.raw or None)):
-        if value is not None:
-            raise UserError(
-                f"{key} is for h5ad, zarr and loom, this is a 10x matrix", path=path, fix=f"leave out {key}"
-            )
+_SYMBOLS = ("name", "gene_names", "symbol")
 
 
 def _kept(kinds: Strings | None, path: Path, notes: list[str]) -> Array | None:
@@ -66,7 +59,7 @@ def _positions(kept: Array | None, n: int) -> Array | None:
 
 def open_tenx_h5(path: Path, options: ReadOptions) -> CountSource:
     """Open a Cell Ranger .h5 of version 2 or 3."""
-    _refuse_options(path, options)
+    refuse_options(path, options, "layer", "raw", "cell_column", format_name="10x files")
     notes: list[str] = []
     with ExitStack() as stack:
         root = stack.enter_context(hdf5.open_hdf5(path))
@@ -136,8 +129,14 @@ def _source(
 ) -> CountSource:
     if kept is not None:
         ids, symbols = ids[kept], None if symbols is None else symbols[kept]
-    if options.gene_column in ("gene_names", "name", "symbol") and symbols is not None:
-        ids, symbols = symbols, ids
+    if options.gene_column in _SYMBOLS and symbols is not None:
+        ids, symbols = symbols, None
+    elif options.gene_column not in (None, "id"):
+        raise UserError(
+            f"has no gene column {options.gene_column!r}",
+            path=path,
+            fix="gene_column: id or name, or leave it out",
+        )
     check_size(matrix, len(barcodes), len(ids), path)
     return CountSource(
         path=path,
@@ -177,7 +176,7 @@ def find_mtx(folder: Path) -> Path | None:
 
 def open_mtx(path: Path, options: ReadOptions) -> CountSource:
     """Open a 10x mtx folder, or an mtx beside its name files."""
-    _refuse_options(path, options)
+    refuse_options(path, options, "layer", "raw", "cell_column", format_name="10x files")
     mtx = path
     if path.is_dir():
         found = find_mtx(path)

@@ -18,7 +18,7 @@ from cellformers.errors import UserError
 from cellformers.io import kernels
 from cellformers.io.lines import whole_lines
 from cellformers.io.names import as_strings, cell_names, looks_ensembl, strip_version
-from cellformers.io.source import Block, CountSource, Head, Matrix, ReadOptions, check_size
+from cellformers.io.source import Block, CountSource, Head, Matrix, ReadOptions, check_size, refuse_options
 from cellformers.io.spill import Spill, split
 from cellformers.io.tenx import open_bytes
 from cellformers.io.validate import Checker
@@ -46,11 +46,7 @@ _FAMILY = re.compile(
 
 def open_text(path: Path, options: ReadOptions) -> CountSource:
     """Open a dense table of text."""
-    for key, value in (("layer:", options.layer), ("raw: true", options.raw or None)):
-        if value is not None:
-            raise UserError(
-                f"{key} is for h5ad, zarr and loom, this is text", path=path, fix=f"leave out {key}"
-            )
+    refuse_options(path, options, "layer", "raw", "gene_column", "cell_column", format_name="dense text")
     notes: list[str] = []
     table = _Table(path)
     if options.genes_in_rows is None:

@@ -70,13 +70,13 @@ def worker_pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
 def one_by_one(
     cells: Sequence[np.ndarray], step: Step, *, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[int, Tensor]]:
-    """`step` of every cell (int array of tokens) alone, on the CPU, in order: (cells done, result)."""
+    """`step` of every cell (int array of tokens) alone, on the CPU, in order: (1, result)."""
 
     def run(cell: np.ndarray) -> Tensor:
         with torch.inference_mode():
             return step(torch.from_numpy(cell.astype(np.int64)), torch.tensor([0, len(cell)]))
 
-    return enumerate(pool.map(run, cells), 1)
+    return ((1, result) for result in pool.map(run, cells))
 
 
 class Budget:
@@ -104,7 +104,7 @@ def packed(
     budget: Budget,
     release: Callable[[], None] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """`step` of as many successive cells at a time as the budget admits: (cells done, result)."""
+    """`step` of as many successive cells at a time as the budget admits: (number of cells, result)."""
     release = release or _release
     start = 0
     while start < len(cells):
@@ -128,7 +128,7 @@ def packed(
             budget.tokens = min(budget.tokens, total)
             budget.halve(max(map(len, batch)))
             continue
-        yield stop, result
+        yield stop - start, result
         start = stop
 
 

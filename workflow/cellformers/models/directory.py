@@ -5,19 +5,17 @@ The vocabulary travels with the weights, so tokens made with another dictionary 
 
 import hashlib
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from cellformers.errors import UserError
-from cellformers.genes import Vocabulary
 from cellformers.io.files import atomic_dir, digest_file
 from cellformers.models import geneformer
 from cellformers.models.bert_config import Config
 from cellformers.models.geneformer import CONFIG_FILE, WEIGHTS_FILE, Geneformer
+from cellformers.vocabulary import Vocabulary
 
 VOCABULARY = "vocabulary"
 
@@ -67,22 +65,6 @@ def check_fit(vocabulary: Vocabulary, config: Config, folder: Path) -> None:
         raise UserError(
             f"the vocabulary {vocabulary.name!r} has {vocabulary.size} tokens, the network {config.vocab_size}",
             path=folder, fix="pair the model with the vocabulary it was trained with",
-        )  # fmt: skip
-
-
-def check_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary, path: str | Path) -> None:
-    """UserError where the metadata of a token file do not name this vocabulary."""
-    digest = metadata.get("inputs", {}).get("vocabulary")
-    if digest is None:
-        raise UserError(
-            "does not say which vocabulary its tokens are of",
-            path=path,
-            fix="make it with cellformers tokenize",
-        )
-    if digest != vocabulary.digest:
-        raise UserError(
-            f"made with another vocabulary than the model's ({vocabulary.name!r})", path=path,
-            fix=f"tokenize with the vocabulary of the model: {digest} is not {vocabulary.digest}",
         )  # fmt: skip
 
 

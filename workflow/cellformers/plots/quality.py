@@ -17,7 +17,6 @@ from cellformers.plots.style import (
     FAILED,
     INK,
     MUTED,
-    PAPER,
     WARN,
     WIDTH,
     count_text,
@@ -49,13 +48,9 @@ def _histogram(
         first, last = (first / 2, first * 2) if log else (first - 0.5, first + 0.5)
     n_bins = int(np.clip(np.sqrt(max(len(x), 1)) * 1.5, 10, 60))
     edges = np.geomspace(first, last, n_bins + 1) if log else np.linspace(first, last, n_bins + 1)
+    groups: list[np.ndarray] = [shown[ok], shown[~ok]]
     axes.hist(
-        [shown[ok], shown[~ok]],
-        bins=edges.tolist(),
-        stacked=True,
-        color=[ACCENT, FAILED],
-        edgecolor=PAPER,
-        linewidth=0.3,
+        groups, bins=edges.tolist(), stacked=True, histtype="stepfilled", color=[ACCENT, FAILED], linewidth=0
     )
     bounds = [b for b in (low, high) if b is not None and np.isfinite(b) and (b > 0 or not log)]
     for bound in bounds:
@@ -188,6 +183,19 @@ def qc_overview(
     draw_figure(stem, (8.0, 6.2), draw)
 
 
+def draw_thresholds(cells: str | Path, thresholds: str | Path, stem: str | Path) -> None:
+    """Draw the QC of a dataset on one sheet from what `qc` wrote: cells.parquet and thresholds.json."""
+    from cellformers.qc import distributions
+
+    found = distributions(cells, thresholds)
+    qc_overview(
+        {name: measure.values for name, measure in found.items()},
+        next(iter(found.values())).passes,
+        stem,
+        bounds={name: (measure.low, measure.high) for name, measure in found.items()},
+    )
+
+
 def tokens_per_cell(
     lengths: ArrayLike, stem: str | Path, *, title: str, context_length: int | None = None
 ) -> None:
@@ -197,7 +205,9 @@ def tokens_per_cell(
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         last = max(int(n.max(initial=1)), context_length or 1)
-        axes.hist(n, bins=np.linspace(0, last + 1, 45).tolist(), color=ACCENT, edgecolor=PAPER, linewidth=0.3)
+        axes.hist(
+            n, bins=np.linspace(0, last + 1, 45).tolist(), histtype="stepfilled", color=ACCENT, linewidth=0
+        )
         handles = []
         if len(n):
             median = float(np.median(n))

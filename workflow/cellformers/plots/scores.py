@@ -18,6 +18,7 @@ from cellformers.plots.style import (
     MUTED,
     PAPER,
     WARN,
+    WHITE,
     WIDTH,
     draw_figure,
     legend_below,
@@ -141,7 +142,7 @@ def confusion(counts: ArrayLike, classes: Sequence[str], stem: str | Path, *, ti
                     ha="center",
                     va="center",
                     fontsize=7.5,
-                    color=PAPER if share[i, j] > 0.6 else INK,
+                    color=WHITE if share[i, j] > 0.6 else INK,
                 )
         names = [shorten(c, 22) for c in classes]
         font = 9 if n <= 14 else 7 if n <= 30 else 5

@@ -15,10 +15,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from cellformers.io.files import atomic_path
 
-# Colours of paper and ink have names, because the report swaps them for those of its light or dark page.
+# The report swaps these four for the colours of its light or dark page, so no data are drawn in them.
 INK, MUTED, GRID, PAPER = "#1f2933", "#616e7c", "#dde2e8", "#ffffff"
 ACCENT, SECOND, WARN, FAILED = "#0072b2", "#009e73", "#d55e00", "#9aa5b1"
-MISSING = "#c3cad2"
+WHITE = "#fefefe"  # on a dark colour, whatever the page
+MISSING = "#b4bcc5"
 # The first six are Okabe and Ito's (2008); each further one is as far as possible, in CIELAB, from all before it to a
 # normal, a protan and a deutan eye (Machado et al. 2009), so that twenty can be told apart as well as twenty can be.
 PALETTE = (

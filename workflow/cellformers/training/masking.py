@@ -6,12 +6,16 @@ again on its own, and none depends on how the tokens were divided into files.
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cellformers.embed import read_blocks
 from cellformers.errors import UserError
+from cellformers.tokens import read_tokens
+
+Array = np.ndarray[Any, Any]
+
+MAX_HELDOUT = 5_000
 
 # Purposes of random numbers: the second key of their generators.
 _SPLIT, _ORDER, _MASK, _HELDOUT_MASK = range(4)
@@ -20,15 +24,15 @@ _SPLIT, _ORDER, _MASK, _HELDOUT_MASK = range(4)
 class TokenStore(NamedTuple):
     """All cells one after the other: tokens int32 [total], offsets int64 [n_cells + 1]."""
 
-    tokens: np.ndarray
-    offsets: np.ndarray
+    tokens: Array
+    offsets: Array
 
     @property
-    def lengths(self) -> np.ndarray:
+    def lengths(self) -> Array:
         """Tokens of each cell, int64 [n_cells]."""
         return np.diff(self.offsets)
 
-    def gather(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def gather(self, cells: Array) -> tuple[Array, Array]:
         """Flat tokens int64 and cumulative lengths int64 [n + 1] of some cells, in the order given."""
         parts = [self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in cells]
         bounds = np.zeros(len(cells) + 1, dtype=np.int64)
@@ -38,20 +42,24 @@ class TokenStore(NamedTuple):
 
 def read_store(paths: Sequence[str | Path]) -> TokenStore:
     """Read token shards, in the order given; UserError where there is no cell in them."""
-    flats, lengths = [], [np.zeros(1, dtype=np.int64)]
-    for path in paths:
-        for block in read_blocks(path):
-            flats += block.cells
-            lengths.append(np.array([len(cell) for cell in block.cells], dtype=np.int64))
-    if not flats:
+    flats: list[Array] = []
+    lengths = [np.zeros(1, dtype=np.int64)]
+    for batch in read_tokens(paths):
+        flats.append(batch.tokens)
+        lengths.append(np.diff(batch.offsets))
+    if not sum(map(len, flats)):
         raise UserError("no cells to train on", path=paths[0] if paths else None, fix="tokenize some first")
     return TokenStore(np.concatenate(flats), np.cumsum(np.concatenate(lengths)))
 
 
-def split(n_cells: int, heldout_fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells to train on and cells held out, each ascending; the latter the fraction, rounded, at least one."""
+def split(n_cells: int, heldout_fraction: float, *, seed: int) -> tuple[Array, Array]:
+    """Cells to train on and cells held out, each ascending.
+
+    Held out is the fraction, rounded, at least one cell and at most `MAX_HELDOUT`: more would make the measurement
+    no surer, only slower.
+    """
     order = np.random.default_rng([seed, _SPLIT]).permutation(n_cells)
-    n_heldout = max(1, round(heldout_fraction * n_cells))
+    n_heldout = min(max(1, round(heldout_fraction * n_cells)), MAX_HELDOUT)
     if n_heldout >= n_cells:
         raise UserError(
             f"{n_cells} cells are too few to hold out {heldout_fraction:g} of them and train on the rest",
@@ -60,7 +68,7 @@ def split(n_cells: int, heldout_fraction: float, *, seed: int) -> tuple[np.ndarr
     return np.sort(order[n_heldout:]), np.sort(order[:n_heldout])
 
 
-def fill(cells: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+def fill(cells: Array, lengths: Array, batch_tokens: int) -> Iterator[Array]:
     """Cut `cells` into successive batches of at most `batch_tokens` tokens, and of one cell at least."""
     start, total = 0, 0
     for position, length in enumerate(lengths[cells].tolist()):
@@ -72,9 +80,7 @@ def fill(cells: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> Iterator[
         yield cells[start:]
 
 
-def epoch(
-    number: int, cells: np.ndarray, lengths: np.ndarray, *, batch_tokens: int, seed: int
-) -> list[np.ndarray]:
+def epoch(number: int, cells: Array, lengths: Array, *, batch_tokens: int, seed: int) -> list[Array]:
     """Batches of one pass over `cells` in a random order of its own."""
     order = np.random.default_rng([seed, _ORDER, number]).permutation(cells)
     return list(fill(order, lengths, batch_tokens))
@@ -83,15 +89,15 @@ def epoch(
 class Masked(NamedTuple):
     """Corrupted tokens int64 [total], the positions to guess (ascending) and the tokens that were there."""
 
-    tokens: np.ndarray
-    positions: np.ndarray
-    targets: np.ndarray
+    tokens: Array
+    positions: Array
+    targets: Array
 
 
 def mask(
-    tokens: np.ndarray,
+    tokens: Array,
     *,
-    genes: np.ndarray,
+    genes: Array,
     special: Mapping[str, int],
     probability: float,
     seed: int,
@@ -117,15 +123,17 @@ def mask(
     return Masked(corrupted, positions, tokens[positions])
 
 
-def unigram_cross_entropy(
-    train: np.ndarray, heldout: np.ndarray, *, genes: np.ndarray, smoothing: float = 1.0
-) -> float:
-    """Nats per token of `heldout` genes under the frequencies of genes in `train`, with additive smoothing.
+def log_frequencies(tokens: Array, genes: Array, *, smoothing: float = 1.0) -> Array:
+    """log p of each of `genes` among `tokens`, float64 [n_genes], with additive smoothing; others don't count."""
+    counts = np.bincount(tokens, minlength=int(genes.max()) + 1)[genes] + smoothing
+    return np.asarray(np.log(counts / counts.sum()))
 
-    The loss of a model that knows how frequent each gene is and nothing else. Special tokens are left out.
+
+def cross_entropy(tokens: Array, genes: Array, log_p: Array) -> float:
+    """Nats per token of those `tokens` that are among `genes`, under their log-probabilities.
+
+    With the frequencies of the cells trained on, and held-out tokens, this is the loss of a model that knows how
+    frequent each gene is and nothing else.
     """
-    size = int(genes.max()) + 1
-    counts = np.bincount(train, minlength=size)[genes] + smoothing
-    log_p = np.zeros(max(size, int(heldout.max()) + 1))
-    log_p[genes] = np.log(counts / counts.sum())
-    return float(-log_p[heldout[np.isin(heldout, genes)]].mean())
+    counts = np.bincount(tokens, minlength=int(genes.max()) + 1)[genes]
+    return float(-(counts * log_p).sum() / counts.sum())

@@ -1,7 +1,7 @@
 """Embeddings of cells and genes from tokens and a model.
 
-    embed("tokens/0.parquet", "models/gf", "embeddings/0.parquet", mode="cell", layer=-1)
-    gene_sums("tokens/0.parquet", "models/gf", "sums/0.parquet", layer=-1)
+    embed_cells("tokens/0.parquet", "models/gf", "embeddings/0.parquet", mode="cell", layer=-1)
+    sum_genes("tokens/0.parquet", "models/gf", "sums/0.parquet", layer=-1)
     merge_gene_sums(["sums/0.parquet", "sums/1.parquet"], "gene_embeddings.parquet")
 
 Cells are read, computed and written in order, a block at a time, so memory does not grow with their number.
@@ -10,9 +10,9 @@ Per-gene sums are integers, hence exact and the same for any division of the cel
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,22 +21,19 @@ import torch
 from torch import Tensor
 
 from cellformers.errors import UserError, did_you_mean
-from cellformers.io.files import (
-    METADATA_KEY,
-    atomic_path,
-    open_parquet,
-    read_metadata,
-    read_table,
-    stamp,
-    write_table,
-)  # fmt: skip
+from cellformers.io.arrow import as_numbers, numbers, strings
+from cellformers.io.files import METADATA_KEY, atomic_path, read_metadata, read_table, stamp, write_table
 from cellformers.models.batches import Step, pick_device, pick_dtype, runner
-from cellformers.models.directory import Model, check_tokens, open_model
+from cellformers.models.directory import VOCABULARY, Model, open_model
 from cellformers.revisions import REVISIONS
+from cellformers.tokens import TokenBatch, check_vocabulary, read_tokens
+from cellformers.vocabulary import Vocabulary
+
+Array = np.ndarray[Any, Any]
 
 MODES = ("cls", "cell")
 BLOCK = 1024  # cells read, computed and written at a time
-Progress = Callable[[int], None]  # called with the number of cells done so far
+Progress = Callable[[int], None]  # called with the number of cells that were done since the last call
 
 # Per-gene sums in units of 2^-28: an entry of at most 2^8 times 2^26 cells stays within int64.
 FIXED_POINT = 28
@@ -45,7 +42,7 @@ MAX_CELLS = 2**26
 
 
 class Embedded(NamedTuple):
-    """What `embed` and `gene_sums` went through."""
+    """What `embed_cells` and `sum_genes` went through."""
 
     n_cells: int
     n_tokens: int
@@ -53,46 +50,25 @@ class Embedded(NamedTuple):
     dim: int
 
 
-class Block(NamedTuple):
-    """Successive cells of a tokens file."""
-
-    cell_ids: pa.Array
-    cells: list[np.ndarray]  # int32 tokens of each
+def _cells(block: TokenBatch) -> list[Array]:
+    """The tokens of each cell."""
+    return [block.tokens[a:b] for a, b in zip(block.offsets[:-1], block.offsets[1:], strict=True)]
 
 
-def read_blocks(path: str | Path) -> Iterator[Block]:
-    """The cells of a tokens file in order, some at a time; UserError where it is none."""
-    with open_parquet(path) as file:
-        for column in ("cell_id", "input_ids"):
-            if column not in file.schema_arrow.names:
-                raise UserError(f"has no column {column!r}", path=path, fix="is this a tokens file?")
-        try:
-            for batch in file.iter_batches(BLOCK, columns=["cell_id", "input_ids"]):
-                lists = batch.column("input_ids")
-                ends = np.cumsum(lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
-                flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
-                cells = np.split(flat, ends[:-1]) if len(ends) else []
-                yield Block(batch.column("cell_id").cast(pa.string()), cells)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(
-                f"not a readable tokens file ({error})", path=path, fix="make it again"
-            ) from error
-
-
-def _validate(block: Block, model: Model, path: str | Path, *, cls: int | None) -> None:
+def _validate(block: TokenBatch, model: Model, path: str | Path, *, cls: int | None) -> None:
     """Refuse tokens the network has no row for, cells longer than its positions, cells without <cls>."""
-    config = model.network.config
-    for cell_id, cell in zip(block.cell_ids, block.cells, strict=True):
+    most = model.network.config.max_position_embeddings
+    for cell_id, cell in zip(block.cell_ids, _cells(block), strict=True):
         what = None
-        if len(cell) > config.max_position_embeddings:
-            what = f"has {len(cell)} tokens, the model takes {config.max_position_embeddings}"
+        if len(cell) > most:
+            what = f"has {len(cell)} tokens, the model takes {most}"
         elif len(cell) and not 0 <= int(cell.min()) <= int(cell.max()) < model.vocabulary.size:
             what = f"has a token outside 0 to {model.vocabulary.size - 1}"
         elif cls is not None and (not len(cell) or int(cell[0]) != cls):
             what = "does not begin with <cls>"
         if what:
             raise UserError(
-                f"cell {cell_id.as_py()!r} {what}", path=path, fix="tokenize with the vocabulary of the model"
+                f"cell {cell_id!r} {what}", path=path, fix="tokenize with the vocabulary of the model"
             )
 
 
@@ -141,16 +117,30 @@ def _checked_mode(mode: str, model: Model) -> int | None:
     return int(model.vocabulary.special_tokens["<cls>"])
 
 
-def _inputs(tokens: str | Path, model: Model) -> dict[str, str]:
-    """Digests for the stamp; UserError where the tokens are of another vocabulary."""
-    metadata = read_metadata(tokens)
-    check_tokens(metadata, model.vocabulary, tokens)
-    dataset = metadata["inputs"].get("dataset")
-    digests = {"model": model.digest, "vocabulary": model.vocabulary.digest}
-    return digests if dataset is None else {"dataset": dataset, **digests}
+def default_mode(model_dir: str | Path) -> str:
+    """The mode the field takes for a model: cls where its vocabulary has <cls>, else cell."""
+    return "cls" if Vocabulary.load(Path(model_dir) / VOCABULARY).has_cls else "cell"
 
 
-def embed(
+def _stamp(tokens: str | Path, model: Model, **parameters: Any) -> dict[str, Any]:
+    """Metadata of a result; UserError where the tokens are of another vocabulary than the model's."""
+    check_vocabulary(tokens, model.vocabulary)
+    inputs = read_metadata(tokens)["inputs"]
+    inputs = {key: inputs[key] for key in ("dataset", "vocabulary") if key in inputs}
+    return stamp("embed", REVISIONS["embed"], parameters=parameters, inputs={**inputs, "model": model.digest})
+
+
+def _count(counts: Embedded, block: TokenBatch, model: Model) -> Embedded:
+    special = list(model.vocabulary.special_tokens.values())
+    genes = np.concatenate([[0], np.cumsum(~np.isin(block.tokens, special))])
+    empty = int((genes[block.offsets[1:]] == genes[block.offsets[:-1]]).sum())
+    return Embedded(
+        counts.n_cells + len(block.cell_ids), counts.n_tokens + len(block.tokens), counts.n_empty + empty,
+        counts.dim,
+    )  # fmt: skip
+
+
+def embed_cells(
     tokens: str | Path,
     model_dir: str | Path,
     output: str | Path,
@@ -195,10 +185,7 @@ def embed(
     model = open_model(model_dir, dtype=pick_dtype(dtype), device=device)
     cls = _checked_mode(mode, model)
     model.network.config.depth(layer)
-    metadata = stamp(
-        "embed", REVISIONS["embed"], parameters={"mode": mode, "layer": layer, "dtype": dtype},
-        inputs=_inputs(tokens, model),
-    )  # fmt: skip
+    metadata = _stamp(tokens, model, mode=mode, layer=layer, dtype=dtype)
     dim = model.network.config.hidden_size
     step = cell_step(model, mode=mode, layer=layer, device=device)
     schema = pa.schema(
@@ -211,33 +198,23 @@ def embed(
         pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
         runner(device, threads=threads, batch_tokens=batch_tokens) as run,
     ):
-        for block in read_blocks(tokens):
+        for block in read_tokens(tokens, cells=BLOCK):
             _validate(block, model, tokens, cls=cls)
             rows = []
-            for done, result in run(block.cells, step):
+            for n, result in run(_cells(block), step):
                 rows.append(result.cpu().numpy())
                 if progress is not None:
-                    progress(counts.n_cells + done)
-            flat = pa.array(np.concatenate(rows).reshape(-1))
-            vectors = pa.FixedSizeListArray.from_arrays(flat, dim)
-            writer.write_table(pa.table([block.cell_ids, vectors], schema=schema))
+                    progress(n)
+            vectors = pa.FixedSizeListArray.from_arrays(numbers(np.concatenate(rows).reshape(-1)), dim)
+            writer.write_table(pa.table([strings(block.cell_ids), vectors], schema=schema))
             counts = _count(counts, block, model)
     return counts
-
-
-def _count(counts: Embedded, block: Block, model: Model) -> Embedded:
-    special = list(model.vocabulary.special_tokens.values())
-    empty = sum(len(cell) <= len(special) and bool(np.isin(cell, special).all()) for cell in block.cells)
-    return Embedded(
-        counts.n_cells + len(block.cells), counts.n_tokens + sum(map(len, block.cells)), counts.n_empty + empty,
-        counts.dim,
-    )  # fmt: skip
 
 
 # --- genes --------------------------------------------------------------------------------------------
 
 
-def gene_sums(
+def sum_genes(
     tokens: str | Path,
     model_dir: str | Path,
     output: str | Path,
@@ -253,21 +230,18 @@ def gene_sums(
 
     Every float32 entry is rounded to a multiple of 2^-28 (an error of at most 1.9e-9) and summed as int64, so
     sums don't depend on order or division. Writes gene_id, symbol, n_cells int64, total
-    fixed_size_list<int64>[hidden_size] for the genes that occur, by ascending token. Parameters as in `embed`.
+    fixed_size_list<int64>[hidden_size] for the genes that occur, by ascending token. Parameters as in `embed_cells`.
 
     Raises
     ------
     UserError
-        As in `embed`; also if an entry exceeds 256 or a shard holds more than 2^26 cells.
+        As in `embed_cells`; also if an entry exceeds 256 or a shard holds more than 2^26 cells.
     """
     device = pick_device(accelerator)
     model = open_model(model_dir, dtype=pick_dtype(dtype), device=device)
     config = model.network.config
     config.depth(layer)
-    metadata = stamp(
-        "embed", REVISIONS["embed"], parameters={"mode": "gene", "layer": layer, "dtype": dtype},
-        inputs=_inputs(tokens, model),
-    )  # fmt: skip
+    metadata = _stamp(tokens, model, mode="gene", layer=layer, dtype=dtype)
     totals = torch.zeros(config.vocab_size, config.hidden_size, dtype=torch.int64, device=device)
     n_cells = torch.zeros(config.vocab_size, dtype=torch.int64, device=device)
     lock = threading.Lock()
@@ -288,25 +262,24 @@ def gene_sums(
 
     counts = Embedded(0, 0, 0, config.hidden_size)
     with runner(device, threads=threads, batch_tokens=batch_tokens) as run:
-        for block in read_blocks(tokens):
+        for block in read_tokens(tokens, cells=BLOCK):
             _validate(block, model, tokens, cls=None)
-            for done, _ in run(block.cells, add):
+            for n, _ in run(_cells(block), add):
                 if progress is not None:
-                    progress(counts.n_cells + done)
+                    progress(n)
             counts = _count(counts, block, model)
             if counts.n_cells > MAX_CELLS:
                 raise UserError(f"more than {MAX_CELLS} cells in a shard", path=tokens, fix="use more shards")
     vocabulary = model.vocabulary
-    by_token = np.argsort(vocabulary.token_ids)
-    cells_of = n_cells.cpu().numpy()[vocabulary.token_ids]
-    rows = by_token[cells_of[by_token] > 0]
-    picked = totals.cpu().numpy()[vocabulary.token_ids[rows]]
+    n_of_gene = n_cells.cpu().numpy()[vocabulary.token_ids]
+    found = np.flatnonzero(n_of_gene)
+    picked = totals[torch.from_numpy(vocabulary.token_ids[found].astype(np.int64)).to(device)].cpu().numpy()
     table = pa.table(
         {
-            "gene_id": pa.array([vocabulary.gene_ids[i] for i in rows], pa.string()),
-            "symbol": pa.array([vocabulary.symbols[i] for i in rows], pa.string()),
-            "n_cells": pa.array(cells_of[rows], pa.int64()),
-            "total": pa.FixedSizeListArray.from_arrays(pa.array(picked.reshape(-1)), config.hidden_size),
+            "gene_id": strings(vocabulary.gene_ids[found]),
+            "symbol": strings(vocabulary.symbols[found]),
+            "n_cells": numbers(n_of_gene[found]),
+            "total": pa.FixedSizeListArray.from_arrays(numbers(picked.reshape(-1)), config.hidden_size),
         }
     )
     write_table(table, output, metadata)
@@ -327,7 +300,7 @@ def merge_gene_sums(paths: Sequence[str | Path], output: str | Path) -> int:
     if not paths:
         raise UserError("no gene sums to merge", path=output, fix="name at least one shard")
     metadata = read_metadata(paths[0])
-    totals: dict[str, np.ndarray] = {}
+    totals: dict[str, Array] = {}
     n_cells: dict[str, int] = {}
     symbols: dict[str, str | None] = {}
     for path in paths:
@@ -338,28 +311,25 @@ def merge_gene_sums(paths: Sequence[str | Path], output: str | Path) -> int:
                 f"{', '.join(differing)} not as in {paths[0]}", path=path,
                 fix="merge shards of one dataset, model and layer only",
             )  # fmt: skip
-        table = read_table(path, ["gene_id", "symbol", "n_cells", "total"])
+        table = read_table(path, ["gene_id", "symbol", "n_cells", "total"]).combine_chunks()
         dim = table.schema.field("total").type.list_size
-        sums = table["total"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
-        for gene, symbol, n, total in zip(
-            table["gene_id"].to_pylist(), table["symbol"].to_pylist(), table["n_cells"].to_pylist(), sums,
-            strict=True,
-        ):  # fmt: skip
-            symbols[gene] = symbol
-            n_cells[gene] = n_cells.get(gene, 0) + n
+        sums = as_numbers(table["total"].combine_chunks().flatten()).reshape(-1, dim)
+        for row, gene in enumerate(table["gene_id"].to_pylist()):
+            symbols[gene] = table["symbol"][row].as_py()
+            n_cells[gene] = n_cells.get(gene, 0) + table["n_cells"][row].as_py()
             if n_cells[gene] > MAX_CELLS:
                 raise UserError(f"gene {gene} is in more than {MAX_CELLS} cells", path=path)
-            totals[gene] = totals[gene] + total if gene in totals else total
+            totals[gene] = totals[gene] + sums[row] if gene in totals else sums[row]
     genes = sorted(totals)
     counts = np.array([n_cells[gene] for gene in genes], dtype=np.int64)
     stacked = np.stack([totals[gene] for gene in genes]) if genes else np.zeros((0, dim), dtype=np.int64)
     means = (stacked / 2.0**FIXED_POINT / counts[:, None]).astype(np.float32)
     merged = pa.table(
         {
-            "gene_id": pa.array(genes, pa.string()),
-            "symbol": pa.array([symbols[gene] for gene in genes], pa.string()),
-            "n_cells": pa.array(counts),
-            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(means.reshape(-1)), dim),
+            "gene_id": strings(genes),
+            "symbol": strings([symbols[gene] for gene in genes]),
+            "n_cells": numbers(counts),
+            "embedding": pa.FixedSizeListArray.from_arrays(numbers(means.reshape(-1)), dim),
         }
     )
     write_table(merged, output, metadata)

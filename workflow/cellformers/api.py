@@ -1,0 +1,153 @@
+"""The same steps in Python, for a notebook: `cellformers.tokenize` and `cellformers.embed`.
+
+    import anndata, cellformers
+
+    adata = anndata.read_h5ad("my.h5ad")
+    tokens = cellformers.tokenize(adata, vocabulary="vocabularies/gc104M")
+    cellformers.embed(adata, model="models/v2-104m")          # adata.obsm["X_v2-104m"]
+
+An AnnData object goes through the very reader that files go through, so the result is the same.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from cellformers.io.source import CountSource
+
+
+@contextmanager
+def _opened(adata: "AnnData", folder: Path, *, layer: str | None, raw: bool) -> Iterator["CountSource"]:
+    """The counts of an AnnData object as a count file, without what tokenization does not read."""
+    import anndata
+
+    from cellformers.io.source import ReadOptions, open_counts
+
+    wanted = {layer} if layer is not None else {"counts"}
+    columns = [name for name in ("filter_pass",) if name in adata.obs]
+    slim = anndata.AnnData(
+        X=adata.X,
+        obs=adata.obs[columns],
+        var=adata.var,
+        layers={name: values for name, values in adata.layers.items() if name in wanted},
+    )
+    slim.raw = adata.raw
+    path = folder / "adata.h5ad"
+    slim.write_h5ad(path)
+    with open_counts(path, options=ReadOptions(layer=layer, raw=raw)) as source:
+        yield source
+
+
+def tokenize(
+    adata: "AnnData",
+    *,
+    vocabulary: str | Path,
+    layer: str | None = None,
+    raw: bool = False,
+    threads: int = 2,
+) -> pa.Table:
+    """Rank the genes of every cell.
+
+    Parameters
+    ----------
+    adata
+        Raw integer counts in X, or in `layers["counts"]` or `raw` where X holds none.
+    vocabulary
+        A vocabulary folder.
+    layer, raw
+        Read the counts from this layer, or from `raw`.
+    threads
+        Threads that rank.
+
+    Returns
+    -------
+    pyarrow.Table
+        cell_id (string), input_ids (list<int32>), length (int32), one row a cell in the order of `adata`; cells whose
+        `filter_pass` is 0 are left out.
+
+    Raises
+    ------
+    UserError
+        If there are no counts, or they are not of known human genes.
+    """
+    from cellformers.tokens import tokenize as run
+    from cellformers.vocabulary import Vocabulary
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        output = folder / "tokens.parquet"
+        with _opened(adata, folder, layer=layer, raw=raw) as source:
+            run(source, Vocabulary.load(vocabulary), output=output, threads=threads)
+        return pq.read_table(output)
+
+
+def embed(
+    adata: "AnnData",
+    *,
+    model: str | Path,
+    name: str | None = None,
+    mode: str | None = None,
+    layer: int = -1,
+    dtype: str = "float32",
+    counts_layer: str | None = None,
+    raw: bool = False,
+    accelerator: str = "cpu",
+    threads: int = 2,
+) -> None:
+    """Add the embedding of every cell to `adata.obsm["X_{name}"]`, float32[n_cells, dim].
+
+    Parameters
+    ----------
+    adata
+        As for `tokenize`; changed in place.
+    model
+        A model folder: config, weights, vocabulary/.
+    name
+        Default: the name of the model's folder.
+    mode
+        `cls` or `cell`; None: cls where the vocabulary has <cls>.
+    layer
+        0 = last, -1 = second to last, and so on.
+    dtype
+        `float32`, or `bfloat16` where the device has it.
+    counts_layer, raw
+        Read the counts from this layer, or from `raw`.
+
+    Cells whose `filter_pass` is 0 get NaN.
+
+    Raises
+    ------
+    UserError
+        If there are no counts, they are not of known human genes, or the model is damaged.
+    """
+    from cellformers.embedding import default_mode, embed_cells
+    from cellformers.gather import in_order
+    from cellformers.tokens import tokenize as run
+    from cellformers.vocabulary import Vocabulary
+
+    model = Path(model)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        tokens, embedded = folder / "tokens.parquet", folder / "embedding.parquet"
+        with _opened(adata, folder, layer=counts_layer, raw=raw) as source:
+            cell_ids = source.cell_ids
+            run(source, Vocabulary.load(model / "vocabulary"), output=tokens, threads=threads)
+        embed_cells(
+            tokens,
+            model,
+            embedded,
+            mode=mode or default_mode(model),
+            layer=layer,
+            dtype=dtype,
+            accelerator=accelerator,
+            threads=threads,
+        )
+        adata.obsm[f"X_{name or model.resolve().name}"] = in_order(cell_ids, [embedded])

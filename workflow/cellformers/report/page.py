@@ -1,0 +1,149 @@
+"""The page itself: sections put together, a summary in words, the template filled in."""
+
+import base64
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from cellformers import __version__
+from cellformers.io.files import atomic_dir, write_text
+from cellformers.report import benchmarks, cells, runs, words
+from cellformers.report.figures import Figures
+from cellformers.report.spec import ReportSpec
+
+
+def write_report(spec: ReportSpec, output: str | Path, *, figures: str | Path | None = None) -> None:
+    """Write the report and its figures.
+
+    Parameters
+    ----------
+    output
+        The HTML file.
+    figures
+        Folder that will hold every figure as NAME.png and NAME.svg, and nothing else; default: `figures` beside
+        the page.
+
+    Raises
+    ------
+    UserError
+        If a file that the spec names is missing or broken, or a dataset lacks its label or batch column.
+    """
+    output = Path(output)
+    with atomic_dir(output.parent / "figures" if figures is None else figures) as folder:
+        drawn = Figures(folder)
+        parts = sections(spec, drawn)
+        write_text(render(spec, parts, drawn), output)
+
+
+def sections(spec: ReportSpec, figures: Figures) -> dict[str, Any]:
+    """Content of every section by name, empty or None where there is nothing to show."""
+    datasets = cells.datasets(spec, figures)
+    parts: dict[str, Any] = {
+        "datasets": datasets,
+        "genes": cells.genes(spec),
+        "tokens": cells.tokens(spec, figures),
+        "models": runs.models(spec, figures),
+        "maps": cells.maps(spec, figures),
+        "benchmarks": benchmarks.benchmarks(spec, figures),
+        "runtime": runs.runtime(spec, datasets, figures),
+        "versions": runs.versions(),
+    }
+    return parts | {"summary": summary(parts)}
+
+
+def summary(parts: dict[str, Any]) -> dict[str, Any]:
+    """What a reader should know after a minute: a few numbers and a few sentences."""
+    datasets = parts["datasets"]
+    total, passed = sum(d["cells"] for d in datasets), sum(d["passed"] for d in datasets)
+    facts = [("cells", words.count(total)), ("passed QC", words.share(passed / total if total else None))]
+    names = words.listing([d["name"] for d in datasets])
+    lines = [
+        (
+            "Cells",
+            f"{words.count(passed)} of {words.count(total)} cells from "
+            f"{_plural(len(datasets), 'dataset')} ({names}) passed quality control.",
+        )
+    ]
+    sizes = {
+        row["vocabulary"]: max(
+            r["genes"] or 0 for r in parts["genes"] if r["vocabulary"] == row["vocabulary"]
+        )
+        for row in parts["genes"]
+    }
+    for vocabulary, size in sizes.items():
+        shares = [
+            r["share"] for r in parts["genes"] if r["vocabulary"] == vocabulary and r["share"] is not None
+        ]
+        covered = f", which hold {words.share(min(shares))} of its counts or more" if shares else ""
+        lines.append(
+            ("Genes", f"Up to {words.count(size)} genes of a dataset are in the vocabulary {vocabulary}{covered}.")
+        )  # fmt: skip
+    if sizes:
+        facts.append(("genes", words.count(max(sizes.values()))))
+    lines += [("Model", _model(model)) for model in parts["models"]]
+    if parts["models"]:
+        facts.append(("models" if len(parts["models"]) > 1 else "model", str(len(parts["models"]))))
+    if parts["benchmarks"]:
+        facts.append(
+            ("benchmarks" if len(parts["benchmarks"]) > 1 else "benchmark", str(len(parts["benchmarks"])))
+        )
+    return {"facts": facts, "lines": lines, "verdicts": parts["benchmarks"]}
+
+
+def _plural(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _model(model: dict[str, Any]) -> str:
+    weights = "" if model["weights"] is None else f", {words.number(model['weights'] / 1e6)} million weights"
+    text = f"{model['name']}: {_plural(model['layers'], 'layer')} of width {model['width']}{weights}"
+    if not model["trained"]:
+        return text + "; weights from elsewhere."
+    text += "; trained in this run"
+    if model["gain"] is not None:
+        below = "below" if model["gain"] >= 0 else "above"
+        text += (
+            f". Its held-out loss, {model['heldout']:.2f} nats, is {abs(model['gain']):.2f} {below} that of "
+            "guessing by gene frequency"
+        )
+    return text + "."
+
+
+def render(spec: ReportSpec, parts: dict[str, Any], figures: Figures) -> str:
+    """The HTML of the page."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cellformers", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": words.count,
+        "share": words.share,
+        "number": words.number,
+        "score": words.score,
+        "seconds": words.seconds,
+        "megabytes": words.megabytes,
+        "title_case": words.title,
+        "inline": figures.inline,
+    }
+    script = _asset("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("report.html.j2").render(
+        title=spec.title,
+        version=__version__,
+        config=spec.config,
+        style=Markup(_asset("report.css")),
+        script=Markup(script),
+        script_digest=digest,
+        **parts,
+    )
+
+
+def _asset(name: str) -> str:
+    return files("cellformers").joinpath("templates", name).read_text(encoding="utf-8")

@@ -1,0 +1,99 @@
+"""Names and numbers as the report says them."""
+
+import math
+from typing import Any
+
+from cellformers.plots.style import duration
+
+METHODS = {
+    "pca_hvg": "PCA of variable genes",
+    "log_counts": "log counts",
+    "majority": "most frequent class",
+    "mean_expression": "mean expression",
+    "detection": "detection rate",
+    "detection_rate": "detection rate",
+    "coexpression_pca": "PCA of co-expression",
+    "permuted": "permuted labels",
+    "oracle": "oracle (simulated truth)",
+}
+METRICS = {
+    "macro_f1": "macro F1",
+    "accuracy": "accuracy",
+    "auc": "AUC",
+    "auc_pooled": "pooled AUC",
+    "auc_raw": "AUC of the raw value",
+    "average_precision": "average precision",
+}
+CRITERIA = {
+    "n_counts": "total counts",
+    "n_genes": "detected genes",
+    "mito_fraction": "mitochondrial fraction",
+    "doublet_score": "doublet score",
+    "doublets": "predicted doublets",
+    "filter_pass": "filter_pass of the input",
+}
+RANDOM_SUFFIX = "-random"
+
+
+def method(name: str, kind: str = "") -> str:
+    """A method in words; the network with random weights is named after its model."""
+    if name.endswith(RANDOM_SUFFIX) and kind != "model":
+        return f"{name.removesuffix(RANDOM_SUFFIX)}, random weights"
+    return METHODS.get(name, name)
+
+
+def title(name: str) -> str:
+    """A name of the config as a heading: cell_types as Cell types."""
+    text = " ".join(name.replace("_", " ").split())
+    return text[:1].upper() + text[1:]
+
+
+def count(value: Any) -> str:
+    """1234567 as 1,234,567; a dash for what is not there."""
+    return "–" if value is None else f"{int(value):,}"
+
+
+def share(value: float | None, digits: int = 1) -> str:
+    """0.956 as 95.6 %; never rounded up to 100 % or down to 0 %."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    text = f"{value:.{digits}%}"
+    least = 10.0**-digits
+    if value < 1 and float(text[:-1]) >= 100:
+        text = f"{100 - least:.{digits}f}%"
+    if value > 0 and float(text[:-1]) <= 0:
+        text = f"< {least:.{digits}f}%"
+    return text.replace("%", " %")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits, in full up to millions; a dash for what is not there."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def score(value: float | None) -> str:
+    """A score with three decimals."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def seconds(value: float | None) -> str:
+    """72.4 as 1 min 12 s."""
+    return "–" if value is None or not math.isfinite(value) else duration(value)
+
+
+def megabytes(value: float | None) -> str:
+    """1430 as 1.4 GB."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value / 1000:.1f} GB" if value >= 1000 else f"{value:.0f} MB"
+
+
+def listing(items: list[str], limit: int = 8) -> str:
+    """a, b and c; the first ones and a number where there are many."""
+    if len(items) > limit:
+        return ", ".join(items[:limit]) + f" and {len(items) - limit} more"
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)

@@ -5,7 +5,10 @@ from snakemake.utils import min_version
 min_version("9.19")
 
 
-configfile: "config/config.yaml"
+# Only where no config is given: Snakemake would merge the demo's datasets into yours.
+if "datasets" not in config:
+
+    configfile: workflow.source_path("config/config.yaml")
 
 
 pathvars:

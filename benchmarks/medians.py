@@ -8,9 +8,13 @@ gene with the values of a shard's cells, then merged over shards. Errors are rel
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+# benchmarks/tokenize.py would hide Python's own module of that name from the packages imported below
+sys.path.remove(str(Path(__file__).resolve().parent))
 
 import anndata
 import numpy as np

@@ -287,3 +287,9 @@ def test_matched_genes_stay_together(build: Any, tmp_path: Path) -> None:
         assert {n // 2 for n in numbers if n % 2 and n < 38} == {
             n // 2 for n in numbers if n % 2 == 0 and n < 38
         }
+    content = json.loads((tmp_path / "s.json").read_text())
+    for fold, test in zip(content["folds"], (["g00"], ["g01"], ["g02"], ["g04"], ["g06"]), strict=True):
+        fold["test"] = test
+    (tmp_path / "s.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="pair '0' is in the test of two folds"):
+        read_split(tmp_path / "s.json", task="genes")

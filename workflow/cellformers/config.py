@@ -181,6 +181,9 @@ class GeneLabels(Section):
     gene: str = Field("gene_id", description="column of gene ids")
     label: str = Field("label", description="column of classes; the default suits the simulation")
     positive: str = Field("sensitive", description="the class whose probability is scored")
+    group: str | None = Field(
+        None, description="column of genes to keep on one side of the split, e.g. matched pairs or paralogues"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

@@ -10,7 +10,7 @@ Per-gene sums are integers, hence exact and the same for any division of the cel
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from cellformers.io.arrow import as_numbers, numbers, strings
 from cellformers.io.files import METADATA_KEY, atomic_path, read_metadata, read_table, stamp, write_table
 from cellformers.models.batches import Step, pick_device, pick_dtype, runner
 from cellformers.models.directory import VOCABULARY, Model, open_model
+from cellformers.models.geneformer import Geneformer
 from cellformers.revisions import REVISIONS
 from cellformers.tokens import TokenBatch, check_vocabulary, read_tokens
 from cellformers.vocabulary import Vocabulary
@@ -72,29 +73,24 @@ def _validate(block: TokenBatch, model: Model, path: str | Path, *, cls: int | N
             )
 
 
-def _is_gene(model: Model, device: torch.device) -> Tensor:
-    """bool [vocab_size]: True for tokens that are genes, False for special ones."""
-    table = torch.ones(model.network.config.vocab_size, dtype=torch.bool)
-    table[list(model.vocabulary.special_tokens.values())] = False
-    return table.to(device)
-
-
-def cell_step(model: Model, *, mode: str, layer: int, device: torch.device) -> Step:
+def cell_step(network: Geneformer, *, mode: str, layer: int, special: Collection[int]) -> Step:
     """The work that makes embeddings, float32 [n, dim], of n packed cells.
 
-    `cls` is the hidden state at position 0; `cell` the mean over the positions that hold genes, accumulated in
-    float64, and zeros where there is none.
+    `cls` is the hidden state at position 0; `cell` the mean over the positions whose token is not among `special`,
+    accumulated in float64, and zeros where there is none.
     """
-    network = model.network
     if mode == "cls":
         return lambda tokens, cu: network(tokens, cu, layer=layer, rows=cu[:-1]).float()
-    is_gene = _is_gene(model, device)
+    device = network.words.weight.device
+    is_gene = torch.ones(network.config.vocab_size, dtype=torch.float64)
+    is_gene[list(special)] = 0.0
+    is_gene = is_gene.to(device)
 
     def mean(tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         hidden = network(tokens, cu_seqlens, layer=layer)
         n = len(cu_seqlens) - 1
         owner = torch.repeat_interleave(torch.arange(n), cu_seqlens.diff()).to(device)
-        weight = is_gene[tokens].to(torch.float64)
+        weight = is_gene[tokens]
         sums = torch.zeros(n, hidden.shape[1], dtype=torch.float64, device=device)
         sums.index_add_(0, owner, hidden * weight[:, None])
         genes = torch.zeros(n, dtype=torch.float64, device=device).index_add_(0, owner, weight)
@@ -187,7 +183,7 @@ def embed_cells(
     model.network.config.depth(layer)
     metadata = _stamp(tokens, model, mode=mode, layer=layer, dtype=dtype)
     dim = model.network.config.hidden_size
-    step = cell_step(model, mode=mode, layer=layer, device=device)
+    step = cell_step(model.network, mode=mode, layer=layer, special=model.vocabulary.special_tokens.values())
     schema = pa.schema(
         [("cell_id", pa.string()), ("embedding", pa.list_(pa.float32(), dim))],
         metadata={METADATA_KEY: json.dumps(metadata).encode()},

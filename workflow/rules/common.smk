@@ -171,3 +171,12 @@ def minutes(base, per_input_gb=0.0):
         return int((base + per_input_gb * input.size_mb / 1024) * 2 ** (attempt - 1))
 
     return runtime
+
+
+def folder_of(name):
+    """A parameter function: the folder that the first file of an input lies in."""
+
+    def folder(wildcards, input):
+        return str(Path(input[name][0] if isinstance(name, str) else input[name]).parent)
+
+    return folder

@@ -20,7 +20,7 @@ rule embed:
         runtime=minutes(120, 600),
     params:
         revision=REVISIONS["embed"],
-        model=subpath(input.model[0], parent=True),
+        model=folder_of("model"),
         options=embed_options,
     shell:
         "cellformers embed {input.tokens} --model {params.model} {params.options} "
@@ -68,7 +68,7 @@ rule embed_genes:
         runtime=minutes(120, 600),
     params:
         revision=REVISIONS["embed"],
-        model=subpath(input.model[0], parent=True),
+        model=folder_of("model"),
         options=gene_embed_options,
     shell:
         "cellformers embed {input.tokens} --mode gene --model {params.model} {params.options} "

@@ -66,6 +66,8 @@ def split_options(wildcards, input):
         labels=input.labels,
         gene=spec.labels.gene,
         positive=spec.labels.positive,
+        # the simulated factors are matched pairs; torn apart, a method without information scores below chance
+        group="pair" if spec.labels.simulated else spec.labels.group,
         embeddings=list(input.embeddings),
         dataset=spec.dataset,
     )

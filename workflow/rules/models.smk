@@ -22,8 +22,8 @@ rule import_model:
     params:
         revision=REVISIONS["import-model"],
         folder=subpath(output.config, parent=True),
-        source=subpath(input.weights[0], parent=True),
-        vocabulary=subpath(input.vocabulary[0], parent=True),
+        source=folder_of("weights"),
+        vocabulary=folder_of("vocabulary"),
     shell:
         "cellformers import-model {params.source} --vocabulary {params.vocabulary} -o {params.folder} 2> {log}"
 
@@ -52,7 +52,7 @@ rule pretrain:
     params:
         revision=REVISIONS["pretrain"],
         folder=subpath(output.config, parent=True),
-        vocabulary=subpath(input.vocabulary[0], parent=True),
+        vocabulary=folder_of("vocabulary"),
         options=pretrain_options,
     shell:
         "cellformers pretrain {input.tokens} --vocabulary {params.vocabulary} {params.options} "
@@ -80,7 +80,7 @@ rule randomize:
         runtime=minutes(10),
     params:
         revision=REVISIONS["randomize"],
-        source=subpath(input[0], parent=True),
+        source=folder_of(0),
         folder=subpath(output.config, parent=True),
         options=flags(seed=CONFIG.seed),
     shell:

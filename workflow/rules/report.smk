@@ -45,6 +45,6 @@ rule report:
         runtime=minutes(20),
     params:
         revision=REVISIONS["report"],
-        options=report_options,
+        options="",
     shell:
         "cellformers report {params.options} -o {output} 2> {log}"

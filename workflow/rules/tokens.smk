@@ -22,7 +22,7 @@ rule tokenize:
         runtime=minutes(10, 10),
     params:
         revision=REVISIONS["tokenize"],
-        vocabulary=subpath(input.vocabulary[0], parent=True),
+        vocabulary=folder_of("vocabulary"),
     shell:
         "cellformers tokenize {input.counts} --cells {input.cells} --vocabulary {params.vocabulary} "
         "--threads {threads} -o {output} 2> {log}"

@@ -87,6 +87,6 @@ rule genes:
         runtime=minutes(10),
     params:
         revision=REVISIONS["genes"],
-        vocabulary=subpath(input.vocabulary[0], parent=True),
+        vocabulary=folder_of("vocabulary"),
     shell:
         "cellformers genes {input.features} --vocabulary {params.vocabulary} -o {output} 2> {log}"

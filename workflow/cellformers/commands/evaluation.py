@@ -60,6 +60,7 @@ def split(
     embeddings: Annotated[
         list[Path] | None, typer.Option(help="genes: gene embeddings to be scored.")
     ] = None,
+    group: Annotated[str | None, typer.Option(help="genes: column of genes to keep on one side.")] = None,
     dataset: Annotated[str, typer.Option(help="genes: name of the dataset of the embeddings.")] = "",
     note: Annotated[str | None, typer.Option(help="A caveat to print beside every score.")] = None,
     seed: opt.Seed = 0,
@@ -80,7 +81,7 @@ def split(
     if labels is None or positive is None or not embeddings:
         raise UserError("a split of genes needs --labels, --positive and --embeddings")
     make_gene_split(
-        labels=labels, gene=gene, label=label, positive=positive, embeddings=embeddings, dataset=dataset,
+        labels=labels, gene=gene, label=label, positive=positive, group=group, embeddings=embeddings, dataset=dataset,
         seed=seed, note=note, output=output,
     )  # fmt: skip
 

@@ -108,4 +108,8 @@ def read_split(path: str | Path, *, task: Literal["cells", "genes"]) -> Split:
     if content["task"] != task:
         raise UserError(f"is a split of {content['task']}, one of {task} is needed", path=path)
     check_sides(content["folds"], what=content["by"], path=path)
+    if content.get("groups"):
+        group_of = dict(zip(content["genes"], content["groups"], strict=True))
+        by_group = [{**f, "test": sorted({group_of[g] for g in f["test"]})} for f in content["folds"]]
+        check_sides(by_group, what=content["unit"], path=path)
     return Split(content)

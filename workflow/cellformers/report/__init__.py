@@ -7,6 +7,6 @@ escaped, and the page forbids itself to load or run anything that it does not ca
 """
 
 from cellformers.report.page import write_report
-from cellformers.report.spec import DatasetFiles, MapFile, ReportSpec
+from cellformers.report.spec import DatasetFiles, MapFile, ReportSpec, from_config
 
-__all__ = ["DatasetFiles", "MapFile", "ReportSpec", "write_report"]
+__all__ = ["DatasetFiles", "MapFile", "ReportSpec", "from_config", "write_report"]

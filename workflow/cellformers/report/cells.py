@@ -24,7 +24,7 @@ METHODS = {
     "sd": "within {n_sd:g} standard deviations of the mean",
     "mad": "within {n_sd:g} median absolute deviations (scaled) of the median",
     "fixed": "within fixed bounds",
-    "none": "no bounds but the number of genes",
+    "none": "without bounds",
 }
 
 
@@ -71,6 +71,7 @@ def _dataset(name: str, files: DatasetFiles, figures: Figures) -> dict[str, Any]
             continue
         bounds = criteria.get(key, {})
         low, high = bounds.get("low"), bounds.get("high")
+        low = None if low is None or low < 0 else low  # excludes nothing
 
         def draw(
             stem: Path, key: str = key, axis: str = axis, log: bool = log, low: Any = low, high: Any = high
@@ -116,7 +117,7 @@ def _bounds(key: str, criterion: dict[str, Any]) -> dict[str, Any]:
     low, high = criterion.get("low"), criterion.get("high")
     digits = 3 if key == "mito_fraction" else 4
     return {
-        "low": "–" if low is None else words.number(low, digits),
+        "low": "–" if low is None else "below 0" if low < 0 else words.number(low, digits),
         "high": "–" if high is None else words.number(high, digits),
         "fail": criterion.get("n_fail", 0),
         "skipped": criterion.get("skipped"),

@@ -68,22 +68,10 @@ def summary(parts: dict[str, Any]) -> dict[str, Any]:
             f"{_plural(len(datasets), 'dataset')} ({names}) passed quality control.",
         )
     ]
-    sizes = {
-        row["vocabulary"]: max(
-            r["genes"] or 0 for r in parts["genes"] if r["vocabulary"] == row["vocabulary"]
-        )
-        for row in parts["genes"]
-    }
-    for vocabulary, size in sizes.items():
-        shares = [
-            r["share"] for r in parts["genes"] if r["vocabulary"] == vocabulary and r["share"] is not None
-        ]
-        covered = f", which hold {words.share(min(shares))} of its counts or more" if shares else ""
-        lines.append(
-            ("Genes", f"Up to {words.count(size)} genes of a dataset are in the vocabulary {vocabulary}{covered}.")
-        )  # fmt: skip
-    if sizes:
-        facts.append(("genes", words.count(max(sizes.values()))))
+    vocabularies = list(dict.fromkeys(row["vocabulary"] for row in parts["genes"]))
+    lines += [("Genes", _genes([r for r in parts["genes"] if r["vocabulary"] == v])) for v in vocabularies]
+    if parts["genes"]:
+        facts.append(("genes mapped", words.count(max(r["genes"] or 0 for r in parts["genes"]))))
     lines += [("Model", _model(model)) for model in parts["models"]]
     if parts["models"]:
         facts.append(("models" if len(parts["models"]) > 1 else "model", str(len(parts["models"]))))
@@ -96,6 +84,20 @@ def summary(parts: dict[str, Any]) -> dict[str, Any]:
 
 def _plural(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _genes(rows: list[dict[str, Any]]) -> str:
+    """How much of the datasets is in one vocabulary."""
+    found = sorted(row["genes"] or 0 for row in rows)
+    least = min((row["share"] for row in rows if row["share"] is not None), default=None)
+    number = words.count(found[0]) if found[0] == found[-1] else f"{found[0]:,} to {found[-1]:,}"
+    each = " of each dataset" if len(rows) > 1 else ""
+    share = (
+        ""
+        if least is None
+        else f"; they hold {'at least ' if each else ''}{words.share(least)} of the counts{each}"
+    )
+    return f"{number} genes of the vocabulary {rows[0]['vocabulary']} were found{share}."
 
 
 def _model(model: dict[str, Any]) -> str:

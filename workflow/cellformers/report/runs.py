@@ -60,10 +60,8 @@ def models(spec: ReportSpec, figures: Figures) -> list[dict[str, Any]]:
 def _model(name: str, folder: Path, figures: Figures) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     training_file, loss_file = folder / "training.json", folder / "loss.tsv"
-    training = read_json(training_file) if training_file.is_file() else None
-    unigram = heldout = None
-    if training is not None:
-        unigram, heldout = training.get("unigram_loss"), training.get("heldout_loss")
+    training = dict(read_json(training_file)) if training_file.is_file() else {}
+    heldout, unigram = training.get("heldout_loss"), training.get("unigram_entropy")
     entry: dict[str, Any] = {
         "name": name,
         "layers": config.get("num_hidden_layers"),
@@ -72,25 +70,18 @@ def _model(name: str, folder: Path, figures: Figures) -> dict[str, Any]:
         "context": config.get("max_position_embeddings"),
         "tokens": config.get("vocab_size"),
         "weights": _parameters(folder / "model.safetensors"),
-        "trained": training is not None,
-        "steps": None,
-        "seen": None,
+        "trained": bool(training),
+        "steps": training.get("parameters", {}).get("steps"),
+        "cells": training.get("n_cells"),
+        "seen": training.get("n_tokens"),
         "heldout": heldout,
         "unigram": unigram,
         "gain": None if heldout is None or unigram is None else unigram - heldout,
         "figure": None,
     }
-    if not loss_file.is_file():
+    columns = _columns(loss_file, ("step", "train_loss", "heldout_loss")) if loss_file.is_file() else {}
+    if not columns or not len(columns["step"]):
         return entry
-    table = _read_tsv(loss_file)
-    columns = {key: _column(table, key) for key in ("step", "tokens", "train_loss", "heldout_loss")}
-    known = columns["heldout_loss"][np.isfinite(columns["heldout_loss"])]
-    if heldout is None and len(known):
-        entry["heldout"] = float(known[-1])
-        entry["gain"] = None if unigram is None else unigram - entry["heldout"]
-    if len(table):
-        entry["steps"] = int(np.nanmax(columns["step"]))
-        entry["seen"] = float(np.nanmax(columns["tokens"])) if np.isfinite(columns["tokens"]).any() else None
     entry["figure"] = figures.add(
         f"model-{name}-loss",
         f"Loss of the model {name} over training, on training and on held-out cells",
@@ -123,9 +114,10 @@ def _read_tsv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
-def _column(rows: list[dict[str, str]], key: str) -> np.ndarray:
-    """A column as float64, NaN where it is empty, "-" or "NA"."""
-    return np.array([_float(row.get(key)) for row in rows], dtype=np.float64)
+def _columns(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Columns of a tsv as float64, NaN where a value is empty, "-" or "NA"."""
+    rows = _read_tsv(path)
+    return {name: np.array([_float(row.get(name)) for row in rows], dtype=np.float64) for name in names}
 
 
 def _float(text: str | None) -> float:

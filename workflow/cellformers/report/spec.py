@@ -4,6 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
+from cellformers.config import Config
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFiles:
@@ -63,3 +67,56 @@ class ReportSpec:
     scores: Sequence[Path] = ()
     runtime: Path | None = None
     config: str = ""
+
+
+def from_config(
+    config: Config,
+    results: str | Path,
+    *,
+    scores: Sequence[str | Path] | None = None,
+    title: str | None = None,
+) -> ReportSpec:
+    """The report of a run: what a configuration asks for and the results folder has by now.
+
+    Parameters
+    ----------
+    results
+        Folder in the workflow's layout.
+    scores
+        Score files, in the order of the report; default: those of the benchmarks of the config that are there.
+    """
+    results = Path(results)
+    vocabularies = dict.fromkeys(
+        [*config.vocabularies, *(model.vocabulary or name for name, model in config.models.items())]
+    )
+    datasets = {}
+    for name, dataset in config.datasets.items():
+        shards = [f"{number:04d}-of-{dataset.shards:04d}.parquet" for number in range(1, dataset.shards + 1)]
+        tokens = {v: [results / name / "tokens" / v / shard for shard in shards] for v in vocabularies}
+        tokens = {v: paths for v, paths in tokens.items() if all(path.is_file() for path in paths)}
+        folder = results / name
+        datasets[name] = DatasetFiles(folder=folder, label=dataset.label, batch=dataset.batch, tokens=tokens)
+    maps = [
+        MapFile(
+            dataset=dataset, embedding=name, path=results / dataset / "embeddings" / f"{name}.map.parquet"
+        )
+        for name, embedding in config.embeddings.items()
+        for dataset in embedding.datasets or config.datasets
+    ]
+    if scores is None:
+        scores = [
+            path
+            for benchmark in config.benchmarks
+            for path in sorted((results / "benchmarks" / benchmark).glob("*.json"))
+            if path.name != "split.json"
+        ]
+    models = {name: results / "models" / name for name in config.models}
+    return ReportSpec(
+        title=title or f"Single-cell embeddings of {' and '.join(config.datasets)}",
+        datasets=datasets,
+        models={name: folder for name, folder in models.items() if (folder / "config.json").is_file()},
+        maps=[file for file in maps if file.path.is_file()],
+        scores=[Path(path) for path in scores],
+        runtime=results / "runtime",
+        config=yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
+    )

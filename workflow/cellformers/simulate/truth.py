@@ -185,13 +185,14 @@ def _draw_network(
 
 
 def gene_labels(truth: Truth) -> pd.DataFrame:
-    """gene_id, symbol and label of every factor, by gene_id."""
+    """gene_id, symbol, label and matched pair of every factor, by gene_id."""
     n_factors = len(truth.sensitive)
     table = pd.DataFrame(
         {
             "gene_id": truth.gene_ids[:n_factors],
             "symbol": truth.symbols[:n_factors],
             "label": np.where(truth.sensitive, "sensitive", "insensitive"),
+            "pair": truth.pair[:n_factors].astype(int),
         }
     )
     return table.sort_values("gene_id", ignore_index=True)

@@ -1,0 +1,275 @@
+"""Speed and memory of `cellformers tokenize`, beside the published algorithm in numpy and scipy.
+
+    python benchmarks/tokenize.py --vocabulary gc104M                 # makes 100,000 cells, 2 GB, in TMPDIR first
+    python benchmarks/tokenize.py --vocabulary gc104M --counts my.h5ad
+
+Measured is the whole command, from the start of Python to the file on disk. The peer is our own straightforward
+implementation of what the reference tokenizer does: all cells in memory, float64, one argsort a cell, one process a
+core; it gets fewer cells (--peer-cells), as it is slow. Both outputs are
+compared.
+"""
+
+import sys
+
+sys.path.pop(0)  # this folder: the standard library has a module called tokenize, too
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import resource
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+N_GENES = 33_000
+N_TYPES = 8
+
+
+def main() -> None:
+    """Parse the command line, make what is missing, measure, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--vocabulary", type=Path, required=True, help="vocabulary, or folder of published pickles"
+    )
+    parser.add_argument("--counts", type=Path, help="any count file (h5ad for the peer); default: simulated")
+    parser.add_argument("--cells", type=int, default=100_000, help="cells to simulate")
+    parser.add_argument("--peer-cells", type=int, default=10_000, help="cells the peer gets; 0: no peer")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=3, help="runs; the median counts")
+    parser.add_argument("--json", type=Path, help="write the numbers here too")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="cellformers-benchmark-") as folder:
+        rows = measure(arguments, Path(folder))
+    print(f"{'':34}{'cells':>9}{'s':>8}{'cells/s':>10}{'Mtokens/s':>11}{'peak MB':>9}")
+    for row in rows:
+        print(
+            f"{row['method']:34}{row['cells']:>9,}{row['seconds']:>8.2f}{row['cells'] / row['seconds']:>10,.0f}"
+            f"{row['tokens'] / row['seconds'] / 1e6:>11.1f}{row['megabytes']:>9,.0f}"
+        )
+        if "shares" in row:
+            print(
+                "  processor time: "
+                + ", ".join(f"{name} {share:.0%}" for name, share in row["shares"].items())
+            )
+        if "equal" in row:
+            print(f"  cells with the same tokens: {row['equal']:,} of {row['cells']:,}")
+    if len(rows) > 1:
+        speeds = [row["cells"] / row["seconds"] for row in rows]
+        print(f"{speeds[0] / speeds[1]:.1f} times the peer")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Run everything; one dict a method."""
+    import pyarrow.parquet as pq
+    from cellformers.genes import Vocabulary, read_published
+
+    vocabulary = arguments.vocabulary
+    if not (vocabulary / "vocabulary.json").is_file():
+        read_published(vocabulary).save(folder / "vocabulary")
+        vocabulary = folder / "vocabulary"
+    counts = arguments.counts
+    if counts is None:
+        counts = folder / "counts.h5ad"
+        simulate(counts, arguments.cells, Vocabulary.load(vocabulary))
+    if counts.is_file():
+        warm(counts)
+
+    output = folder / "tokens.parquet"
+    command = ["-c", "from cellformers.cli import main; main()", "tokenize", str(counts), "-o", str(output)]
+    command += ["--vocabulary", str(vocabulary), "--threads", str(arguments.threads), "--quiet"]
+    run(command)  # compiles what is not compiled yet
+    runs = sorted(run(command) for _ in range(arguments.repeat))
+    seconds, megabytes = runs[len(runs) // 2]
+    shares = json.loads(
+        subprocess.run(
+            [
+                sys.executable,
+                __file__,
+                "shares",
+                str(counts),
+                str(vocabulary),
+                str(output),
+                str(arguments.threads),
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    )
+    ours = pq.read_table(output)
+    rows: list[dict[str, Any]] = [
+        {
+            "method": f"cellformers, {arguments.threads} threads",
+            "cells": ours.num_rows,
+            "seconds": seconds,
+            "tokens": len(ours["input_ids"].combine_chunks().values),
+            "megabytes": megabytes,
+            "shares": shares,
+        }
+    ]
+    if arguments.peer_cells:
+        n = min(arguments.peer_cells, ours.num_rows)
+        peer_output = folder / "peer.parquet"
+        seconds, megabytes = run(
+            [__file__, "peer", str(counts), str(vocabulary), str(peer_output), str(arguments.threads), str(n)]
+        )
+        peer = pq.read_table(peer_output)["input_ids"].to_pylist()
+        rows.append(
+            {
+                "method": f"numpy and scipy, {arguments.threads} processes",
+                "cells": n,
+                "seconds": seconds,
+                "tokens": sum(map(len, peer)),
+                "megabytes": megabytes,
+                "equal": sum(
+                    a == b for a, b in zip(ours["input_ids"].slice(0, n).to_pylist(), peer, strict=True)
+                ),
+            }
+        )
+    return rows
+
+
+def warm(path: Path) -> None:
+    """Read a file once, so that every run finds it in memory."""
+    with path.open("rb") as file:
+        while file.read(64 << 20):
+            pass
+
+
+def run(arguments: list[str]) -> tuple[float, float]:
+    """Seconds of a Python process and the peak memory of it and its children together, in MB."""
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
+    text = process.stdout.read() if process.stdout else ""
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"failed: {' '.join(arguments)}")
+    children = float(text.split()[-1]) if text.strip() else 0.0
+    return seconds, usage.ru_maxrss / 1024 + children
+
+
+def simulate(path: Path, n_cells: int, vocabulary: Any) -> None:
+    """Write an uncompressed float32 CSR h5ad, as scanpy does: 8 cell types, some 5,400 counts and 2,400 genes a cell.
+
+    Poisson counts around log-normal expression and depth. Only size and sparsity are meant to be realistic.
+    """
+    import h5py
+
+    rng = np.random.default_rng(0)
+    known = set(vocabulary.aliases()["gene_id"].to_pylist()) - set(vocabulary.gene_ids)
+    genes = sorted([*vocabulary.gene_ids, *sorted(known)][:N_GENES])
+    programs = rng.lognormal(0, 2.2, len(genes)) * rng.lognormal(0, 1, (N_TYPES, len(genes)))
+    programs /= programs.sum(1, keepdims=True)
+    text = h5py.string_dtype()
+    with h5py.File(path, "w") as file:
+        file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        x = file.create_group("X")
+        x.attrs.update(
+            {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, len(genes)]}
+        )
+        data = x.create_dataset("data", (0,), "f4", maxshape=(None,), chunks=(1 << 20,))
+        indices = x.create_dataset("indices", (0,), "i4", maxshape=(None,), chunks=(1 << 20,))
+        indptr = [0]
+        for start in range(0, n_cells, 500):
+            n = min(500, n_cells - start)
+            depths = np.clip(rng.lognormal(8.6, 0.5, n), 500, 60_000)
+            counts = rng.poisson(depths[:, None] * programs[rng.integers(0, N_TYPES, n)])
+            row, column = np.nonzero(counts)
+            for dataset, values in ((data, counts[row, column]), (indices, column)):
+                dataset.resize((indptr[-1] + len(row),))
+                dataset[indptr[-1] :] = values
+            indptr += (indptr[-1] + np.cumsum(np.bincount(row, minlength=n))).tolist()
+        x.create_dataset("indptr", data=np.array(indptr, np.int64))
+        for name, index in (("obs", [f"cell{i}" for i in range(n_cells)]), ("var", genes)):
+            frame = file.create_group(name)
+            frame.attrs.update(
+                {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"}
+            )
+            frame.attrs.create("column-order", [], dtype=text)
+            frame.create_dataset("_index", data=index, dtype=text)
+            frame["_index"].attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+
+
+def shares(counts: str, vocabulary: str, output: str, threads: str) -> None:
+    """Print the shares of processor time in reading, ranking and writing, as JSON."""
+    from cellformers.genes import Vocabulary
+    from cellformers.io.source import open_counts
+    from cellformers.tokens import tokenize
+
+    with open_counts(counts) as source:
+        report = tokenize(source, Vocabulary.load(vocabulary), output=output, threads=int(threads))
+    report["seconds"].pop("all")
+    total = time.process_time()
+    rest = {"the rest (start, genes)": total - sum(report["seconds"].values())}
+    print(json.dumps({name: value / total for name, value in (report["seconds"] | rest).items()}))
+
+
+# --- the peer: the published algorithm, written plainly with numpy and scipy ---------------------------------
+
+
+def peer(counts: str, vocabulary: str, output: str, processes: str, n_cells: str) -> None:
+    """Tokenize the first cells in several processes, collect the lists, write one file; print the children's MB."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    bounds = np.linspace(0, int(n_cells), int(processes) + 1).astype(int).tolist()
+    jobs = [(counts, vocabulary, lo, hi) for lo, hi in itertools.pairwise(bounds)]
+    with multiprocessing.get_context("spawn").Pool(int(processes)) as pool:
+        results = pool.starmap(peer_cells, jobs)
+    tokens = [cell for cells, _ in results for cell in cells]
+    pq.write_table(pa.table({"input_ids": tokens, "length": [len(cell) for cell in tokens]}), output)
+    print(sum(megabytes for _, megabytes in results))
+
+
+def peer_cells(counts: str, folder: str, lo: int, hi: int) -> tuple[list[list[int]], float]:
+    """Tokens of cells lo to hi, and the peak memory of this process in MB."""
+    import anndata
+    import scipy.sparse
+    from cellformers.genes import Vocabulary, map_features
+
+    vocabulary = Vocabulary.load(folder)
+    file = anndata.read_h5ad(counts, backed="r")
+    X = scipy.sparse.csr_matrix(file.X[lo:hi])
+    n_counts = np.asarray(X.sum(1)).ravel()
+    token_of_feature = map_features(file.var_names.to_numpy(), None, vocabulary).token_of_feature
+    used = np.flatnonzero(token_of_feature >= 0)
+    tokens = np.unique(token_of_feature[used])
+    sums = scipy.sparse.csr_matrix(
+        (np.ones(len(used)), (used, np.searchsorted(tokens, token_of_feature[used]))),
+        (X.shape[1], len(tokens)),
+    )
+    medians = vocabulary.medians[np.searchsorted(vocabulary.token_ids, tokens)]
+    special = vocabulary.special_tokens
+    most = vocabulary.context_length - 2 * vocabulary.has_cls
+    cells = []
+    for start in range(0, hi - lo, 512):
+        block = (X[start : start + 512].astype(np.float64) @ sums).tocsr()
+        block.sort_indices()
+        norm = n_counts[start : start + 512]
+        for i in range(block.shape[0]):
+            row = slice(block.indptr[i], block.indptr[i + 1])
+            scores = block.data[row] / norm[i] * 10_000 / medians[block.indices[row]]
+            ranked = tokens[block.indices[row]][np.argsort(-scores, kind="stable")][:most].tolist()
+            cells.append([special["<cls>"], *ranked, special["<eos>"]] if vocabulary.has_cls else ranked)
+    return cells, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["peer"]:
+        peer(*sys.argv[2:])
+    elif sys.argv[1:2] == ["shares"]:
+        shares(*sys.argv[2:])
+    else:
+        main()

@@ -13,7 +13,7 @@ CELLFORMERS_REFERENCE_DATA are taken.
 Needs transformers.
 """
 
-# ruff: noqa: E402, I001
+# ruff: noqa: E402
 import sys
 
 del sys.path[0]  # this folder holds a tokenize.py, which would hide the standard library's

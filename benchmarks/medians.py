@@ -21,9 +21,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import scipy.sparse as sp
+from crick import TDigest
+
 from cellformers.counts import Sample, ingest
 from cellformers.medians import merge, sketch
-from crick import TDigest
 
 
 def simulate(n_cells: int, n_genes: int, seed: int) -> sp.csr_matrix:

@@ -29,6 +29,7 @@ import numpy as np
 
 N_GENES = 33_000
 N_TYPES = 8
+CLI = ["-c", "from cellformers.cli import main; main()"]
 
 
 def main() -> None:
@@ -69,74 +70,58 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Run everything; one dict a method."""
-    import pyarrow.parquet as pq
-    from cellformers.genes import Vocabulary, read_published
+    """Run everything; one dict a method.
 
-    vocabulary = arguments.vocabulary
+    A child's peak memory is never less than what its parent held when it was started, so this process stays small:
+    files are made by children, and results are read when everything has been measured.
+    """
+    vocabulary, counts = arguments.vocabulary, arguments.counts
+    threads = str(arguments.threads)
     if not (vocabulary / "vocabulary.json").is_file():
-        read_published(vocabulary).save(folder / "vocabulary")
+        run([*CLI, "vocabulary", "--from", str(vocabulary), "-o", str(folder / "vocabulary")])
         vocabulary = folder / "vocabulary"
-    counts = arguments.counts
     if counts is None:
         counts = folder / "counts.h5ad"
-        simulate(counts, arguments.cells, Vocabulary.load(vocabulary))
+        run([__file__, "simulate", str(counts), str(vocabulary), str(arguments.cells)])
     if counts.is_file():
         warm(counts)
 
-    output = folder / "tokens.parquet"
-    command = ["-c", "from cellformers.cli import main; main()", "tokenize", str(counts), "-o", str(output)]
-    command += ["--vocabulary", str(vocabulary), "--threads", str(arguments.threads), "--quiet"]
+    output, peer_output = folder / "tokens.parquet", folder / "peer.parquet"
+    command = [*CLI, "tokenize", str(counts), "-o", str(output), "--vocabulary", str(vocabulary)]
+    command += ["--threads", threads, "--quiet"]
     run(command)  # compiles what is not compiled yet
-    runs = sorted(run(command) for _ in range(arguments.repeat))
-    seconds, megabytes = runs[len(runs) // 2]
-    shares = json.loads(
-        subprocess.run(
-            [
-                sys.executable,
-                __file__,
-                "shares",
-                str(counts),
-                str(vocabulary),
-                str(output),
-                str(arguments.threads),
-            ],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-    )
-    ours = pq.read_table(output)
-    rows: list[dict[str, Any]] = [
-        {
-            "method": f"cellformers, {arguments.threads} threads",
-            "cells": ours.num_rows,
-            "seconds": seconds,
-            "tokens": len(ours["input_ids"].combine_chunks().values),
-            "megabytes": megabytes,
-            "shares": shares,
-        }
-    ]
+    ours = sorted(run(command) for _ in range(arguments.repeat))[arguments.repeat // 2]
+    text = subprocess.run(
+        [sys.executable, __file__, "shares", str(counts), str(vocabulary), str(output), threads],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    peer = None
     if arguments.peer_cells:
-        n = min(arguments.peer_cells, ours.num_rows)
-        peer_output = folder / "peer.parquet"
-        seconds, megabytes = run(
-            [__file__, "peer", str(counts), str(vocabulary), str(peer_output), str(arguments.threads), str(n)]
+        n = str(arguments.peer_cells)
+        peer = run([__file__, "peer", str(counts), str(vocabulary), str(peer_output), threads, n])
+
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(output, columns=["input_ids", "length"])
+    rows = [row(f"cellformers, {threads} threads", table, ours) | {"shares": json.loads(text)}]
+    if peer is not None:
+        theirs = pq.read_table(peer_output)
+        pairs = zip(
+            table["input_ids"][: len(theirs)].to_pylist(), theirs["input_ids"].to_pylist(), strict=True
         )
-        peer = pq.read_table(peer_output)["input_ids"].to_pylist()
-        rows.append(
-            {
-                "method": f"numpy and scipy, {arguments.threads} processes",
-                "cells": n,
-                "seconds": seconds,
-                "tokens": sum(map(len, peer)),
-                "megabytes": megabytes,
-                "equal": sum(
-                    a == b for a, b in zip(ours["input_ids"].slice(0, n).to_pylist(), peer, strict=True)
-                ),
-            }
-        )
+        equal = sum(a == b for a, b in pairs)
+        rows.append(row(f"numpy and scipy, {threads} processes", theirs, peer) | {"equal": equal})
     return rows
+
+
+def row(method: str, table: Any, measured: tuple[float, float]) -> dict[str, Any]:
+    """One line of the result."""
+    tokens = sum(table["length"].to_pylist())
+    return {
+        "method": method, "cells": len(table), "tokens": tokens, "seconds": measured[0], "megabytes": measured[1],
+    }  # fmt: skip
 
 
 def warm(path: Path) -> None:
@@ -160,13 +145,16 @@ def run(arguments: list[str]) -> tuple[float, float]:
     return seconds, usage.ru_maxrss / 1024 + children
 
 
-def simulate(path: Path, n_cells: int, vocabulary: Any) -> None:
+def simulate(path: str, folder: str, cells: str) -> None:
     """Write an uncompressed float32 CSR h5ad, as scanpy does: 8 cell types, some 5,400 counts and 2,400 genes a cell.
 
     Poisson counts around log-normal expression and depth. Only size and sparsity are meant to be realistic.
     """
     import h5py
 
+    from cellformers.genes import Vocabulary
+
+    n_cells, vocabulary = int(cells), Vocabulary.load(folder)
     rng = np.random.default_rng(0)
     known = set(vocabulary.aliases()["gene_id"].to_pylist()) - set(vocabulary.gene_ids)
     genes = sorted([*vocabulary.gene_ids, *sorted(known)][:N_GENES])
@@ -221,10 +209,13 @@ def shares(counts: str, vocabulary: str, output: str, threads: str) -> None:
 
 def peer(counts: str, vocabulary: str, output: str, processes: str, n_cells: str) -> None:
     """Tokenize the first cells in several processes, collect the lists, write one file; print the children's MB."""
+    import h5py
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    bounds = np.linspace(0, int(n_cells), int(processes) + 1).astype(int).tolist()
+    with h5py.File(counts) as file:
+        n = min(int(n_cells), len(file["X/indptr"]) - 1)
+    bounds = np.linspace(0, n, int(processes) + 1).astype(int).tolist()
     jobs = [(counts, vocabulary, lo, hi) for lo, hi in itertools.pairwise(bounds)]
     with multiprocessing.get_context("spawn").Pool(int(processes)) as pool:
         results = pool.starmap(peer_cells, jobs)
@@ -237,6 +228,7 @@ def peer_cells(counts: str, folder: str, lo: int, hi: int) -> tuple[list[list[in
     """Tokens of cells lo to hi, and the peak memory of this process in MB."""
     import anndata
     import scipy.sparse
+
     from cellformers.genes import Vocabulary, map_features
 
     vocabulary = Vocabulary.load(folder)
@@ -267,9 +259,8 @@ def peer_cells(counts: str, folder: str, lo: int, hi: int) -> tuple[list[list[in
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["peer"]:
-        peer(*sys.argv[2:])
-    elif sys.argv[1:2] == ["shares"]:
-        shares(*sys.argv[2:])
+    children = {"peer": peer, "shares": shares, "simulate": simulate}
+    if len(sys.argv) > 1 and sys.argv[1] in children:
+        children[sys.argv[1]](*sys.argv[2:])
     else:
         main()

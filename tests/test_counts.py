@@ -11,13 +11,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cellformers.counts import Sample, canonical, ingest, shard_bounds, shard_digest
 from cellformers.errors import UserError
 from cellformers.io.files import read_metadata
 from cellformers.io.labels import LabelTable, read_labels
 from cellformers.io.source import Block, ReadOptions, open_counts
-from hypothesis import given
-from hypothesis import strategies as st
 
 GENES = [f"ENSG{i:011d}" for i in range(1, 41)]
 

@@ -6,11 +6,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from token_files import make_cells, make_model, make_vocabulary, write_shards, write_tokens
+
 from cellformers.embedding import default_mode, embed_cells, merge_gene_sums, sum_genes
 from cellformers.errors import UserError
 from cellformers.io.files import read_metadata
 from cellformers.models import geneformer
-from token_files import make_cells, make_model, make_vocabulary, write_shards, write_tokens
 
 LENGTHS = (40, 7, 60, 1, 13, 25, 9, 50)
 

@@ -6,6 +6,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+
 from cellformers.errors import UserError
 from cellformers.io.files import read_metadata, read_table
 from cellformers.maps import layout, principal_components, umap

@@ -9,6 +9,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from cellformers import histograms
 from cellformers.counts import Sample, ingest
 from cellformers.errors import UserError
@@ -17,8 +20,6 @@ from cellformers.io.files import read_metadata
 from cellformers.medians import merge, sketch
 from cellformers.qc import QCParameters, qc, qc_metrics
 from cellformers.vocabulary import Vocabulary
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 GENES = [f"ENSG{i:011d}" for i in range(1, 301)]
 values = st.floats(1e-14, 10_000.0)

@@ -7,9 +7,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from PIL import Image
+
 from cellformers import plots
 from cellformers.plots import style
-from PIL import Image
 
 RNG = np.random.default_rng(0)
 N = 200
@@ -21,6 +22,7 @@ XY = RNG.normal(size=(N, 2))
 NAMES = [f"type {i % 12}" for i in range(N)]
 STEPS = np.arange(10, 210, 10)
 LOSS = 6 - STEPS / 100
+HELDOUT = np.where(STEPS % 40 == 0, LOSS, np.nan)
 SCORES = [
     plots.Score("small", "model", 0.9, 0.85, 0.95),
     plots.Score("log counts", "baseline", 0.93, units=[0.9, 0.95, 0.94]),
@@ -39,7 +41,7 @@ DRAW: dict[str, Callable[[Path], None]] = {
         {"n_counts": COUNTS, "n_genes": GENES, "mito_fraction": MITO}, PASSED, stem, bounds={"n_counts": (None, 6000)}
     ),
     "tokens": lambda stem: plots.tokens_per_cell(GENES, stem, title="Tokens per cell", context_length=512),
-    "loss": lambda stem: plots.loss_curve(STEPS, LOSS, np.where(STEPS % 40 == 0, LOSS, np.nan), stem, unigram_entropy=6),
+    "loss": lambda stem: plots.loss_curve(STEPS, LOSS, HELDOUT, stem, unigram_entropy=6),
     "umap": lambda stem: plots.umap_categories(XY, NAMES, stem, title="Cell type", numbered=True),
     "forest": lambda stem: plots.forest(
         SCORES, stem, title="Cell types", xlabel="Macro F1", published=[("published 0.9", 0.9)], chance=0.1
@@ -93,7 +95,7 @@ def test_a_map_counts_what_it_has_no_colour_for(tmp_path: Path) -> None:
     plots.umap_categories(RNG.normal(size=(300, 2)), names, tmp_path / "m", title="M", numbered=True)
     text = words_of(tmp_path / "m.svg")
     assert "10 others" in text
-    assert "20  type" in text
+    assert "20 type" in text
     assert (tmp_path / "m.svg").read_text().count("<image") == 1  # the points are pixels, the text is not
 
 
@@ -103,7 +105,7 @@ def test_maps_share_colours(tmp_path: Path) -> None:
     svg = (tmp_path / "m.svg").read_text()
     assert colours["b"] in svg
     assert colours["a"] not in svg
-    assert words_of(tmp_path / "m.svg").count("a") == words_of(tmp_path / "m.svg").count("UMAP") * 0
+    assert words_of(tmp_path / "m.svg").split()[-1] == "b"
 
 
 def linear(colour: str) -> np.ndarray:

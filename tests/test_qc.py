@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
+
 from cellformers import qc as module
 from cellformers.counts import Sample, ingest
 from cellformers.doublets import score_doublets

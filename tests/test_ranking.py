@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from cellformers.genes import Vocabulary
 from cellformers.ranking import Ranked, rank_rows, rank_table
 from cellformers.vocabulary import SPECIAL_TOKENS
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 Array = np.ndarray[Any, Any]
 

@@ -11,12 +11,13 @@ import loompy
 import numpy as np
 import pandas as pd
 import pytest
-from cellformers.errors import UserError
-from cellformers.io.files import digest_file
-from cellformers.simulate import simulate
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, roc_auc_score
+
+from cellformers.errors import UserError
+from cellformers.io.files import digest_file
+from cellformers.simulate import simulate
 
 FILES = ("atlas.h5ad", "second.loom", "gene_labels.csv", "out_degrees.csv", "truth.json")
 

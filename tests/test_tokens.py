@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cellformers.tokens as module
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+import cellformers.tokens as module
+from cellformers.counts import dataset_digest
 from cellformers.errors import UserError
 from cellformers.genes import Vocabulary, read_published
 from cellformers.io.files import read_metadata
@@ -153,6 +155,11 @@ def test_metadata_names_inputs_and_nothing_else(
     assert set(made) == {"cellformers", "step", "revision", "parameters", "inputs"}
     assert write(MemorySource(counts), "shard.parquet", dataset="sha256:given")["dataset"] == "sha256:given"
     assert read_metadata(tmp_path / "shard.parquet")["inputs"]["dataset"] == "sha256:given"
+    source = MemorySource(counts)
+    totals = {"cell_totals": counts.sum(1), "feature_totals": counts.sum(0)}
+    assert report["dataset"] == dataset_digest(
+        source.names, source.feature_ids, **totals
+    )  # as `ingest` has it
     changed = counts.copy()
     changed[1, 1] += 1
     assert write(MemorySource(changed), "changed.parquet")["dataset"] != report["dataset"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
 from cellformers.io.files import stamp, write_table
 from cellformers.models import geneformer
 from cellformers.models.bert_config import Config

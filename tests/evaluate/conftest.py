@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import scipy.sparse as sp
+
 from cellformers.io.files import write_table
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scanpy
 import scipy.sparse as sp
+
 from cellformers.errors import UserError
 from cellformers.evaluate import baselines
 from cellformers.evaluate.tables import Cells

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+
 from cellformers.errors import UserError
 from cellformers.evaluate.cells import evaluate_cells
 from cellformers.evaluate.splits import make_cell_split

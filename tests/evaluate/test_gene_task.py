@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+
 from cellformers.errors import UserError
 from cellformers.evaluate.genes import evaluate_genes
 from cellformers.evaluate.splitfile import read_split

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from cellformers.evaluate import metrics
 from sklearn import metrics as reference
+
+from cellformers.evaluate import metrics
 
 
 def test_confusion_metrics_equal_scikit_learn() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cellformers.errors import UserError
 from cellformers.evaluate.scores import published_by_metric, read_score, summarise, write_score
 from cellformers.io.files import stamp

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from cellformers.errors import UserError
 from cellformers.evaluate.folds import group_folds, hash_order, permuted, stratified_folds
 from cellformers.evaluate.splitfile import read_split

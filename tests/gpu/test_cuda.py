@@ -4,11 +4,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from token_files import make_cells, make_config, make_model, make_vocabulary, write_tokens
+
 from cellformers.embedding import embed_cells, merge_gene_sums, sum_genes
 from cellformers.models import geneformer
 from cellformers.models.attention import backend
 from cellformers.training.pretrain import pretrain
-from token_files import make_cells, make_config, make_model, make_vocabulary, write_tokens
 
 pytestmark = [
     pytest.mark.gpu,

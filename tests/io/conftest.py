@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
+
 from cellformers.errors import UserError
 from cellformers.io import CountSource, ReadOptions, open_counts
 from cellformers.io.files import digest_file

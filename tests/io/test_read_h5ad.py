@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+
 from cellformers.io import ReadOptions, open_counts
 from cellformers.io.hdf5 import StoredStretch
 

@@ -6,6 +6,7 @@ import h5py
 import loompy
 import numpy as np
 import pytest
+
 from cellformers.io import ReadOptions, open_counts
 
 

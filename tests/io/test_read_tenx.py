@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse as sp
+
 from cellformers.io import open_counts
 
 EXTRA = ["CD3_TotalSeqB", "CD4_TotalSeqB"]

@@ -7,6 +7,7 @@ import tempfile
 import numpy as np
 import pandas as pd
 import pytest
+
 from cellformers.io import ReadOptions, open_counts
 
 

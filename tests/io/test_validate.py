@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import scipy.sparse as sp
+
 from cellformers.io.names import looks_ensembl, make_names_unique, strip_version
 from cellformers.io.spill import Spill
 from cellformers.io.validate import looks_logged, to_counts

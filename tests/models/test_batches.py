@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from cellformers.errors import UserError
 from cellformers.models.batches import Budget, packed, pick_device, pick_dtype, worker_pool
 

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 import torch
+from token_files import make_model, make_vocabulary
+
 from cellformers.errors import UserError
 from cellformers.models import directory, geneformer
-from token_files import make_model, make_vocabulary
 
 
 @pytest.fixture

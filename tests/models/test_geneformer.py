@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from token_files import make_config, make_vocabulary
+
 from cellformers.errors import UserError
 from cellformers.models import geneformer
 from cellformers.models.bert_config import Config
-from safetensors.torch import load_file, save_file
-from token_files import make_config, make_vocabulary
 
 transformers = pytest.importorskip("transformers")
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from token_files import make_cells, make_vocabulary, write_shards
+
 from cellformers.errors import UserError
 from cellformers.training import masking
-from token_files import make_cells, make_vocabulary, write_shards
 
 VOCABULARY = make_vocabulary(special="v2")
 GENES, SPECIAL = VOCABULARY.token_ids, VOCABULARY.special_tokens

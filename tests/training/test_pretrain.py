@@ -6,12 +6,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from token_files import make_atlas, make_cells, make_vocabulary, write_shards, write_tokens
+
 from cellformers.embedding import embed_cells
 from cellformers.errors import UserError
 from cellformers.models import geneformer
 from cellformers.models.directory import open_model
 from cellformers.training.pretrain import pretrain, rate_at
-from token_files import make_atlas, make_cells, make_vocabulary, write_shards, write_tokens
 
 TINY = {
     "layers": 2,

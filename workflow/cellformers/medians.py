@@ -55,7 +55,8 @@ def sketch(
     relative_error
         Bound of the medians' relative error.
 
-    Memory: `histograms.POOL_BYTES` of counters and some 40 MB for 36,000 genes; when the counters are used up, they go to disk.
+    Memory: `histograms.POOL_BYTES` of counters and some 40 MB for 36,000 genes; when the counters are used up, they
+    go to disk.
 
     Raises
     ------
@@ -118,9 +119,9 @@ def merge(sketches: Sequence[str | Path], output: str | Path) -> None:
     """Add up sketches and write each gene's median: gene_id, symbol, median (float64), n_cells (int64).
 
     Genes that no cell expresses are left out. Genes are taken a range at a time, so memory (under 1 GB,
-    `histograms.MERGE_BYTES`) depends neither on the number of sketches nor on their sizes. The result does not depend on the order
-    of the sketches or on how cells were spread over them; a gene that has several symbols gets the first of them by
-    the alphabet.
+    `histograms.MERGE_BYTES`) depends neither on the number of sketches nor on their sizes. The result does not depend
+    on the order of the sketches or on how cells were spread over them; a gene that has several symbols gets the first
+    of them by the alphabet.
 
     Raises
     ------

@@ -5,6 +5,7 @@ nothing under the final name. Metadata names the package version, the step, its 
 inputs, and nothing that differs between machines or runs: no paths, times, hosts, threads or shard counts.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -25,21 +26,45 @@ from cellformers.errors import UserError
 METADATA_KEY = b"cellformers"
 
 
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _prepare(target: Path) -> str:
+    """Make the folder of `target`, remove what killed writers of `target` left there; the prefix for a new part."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for stale in target.parent.glob(f".part-*-{glob.escape(target.name)}"):
+        pid = stale.name.split("-")[1]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+    return f".part-{os.getpid()}-"
+
+
+def _unwritable(target: Path, error: OSError) -> UserError:
+    return UserError(
+        f"can't write here ({error.strerror or error})",
+        path=target,
+        fix="choose an --output you may write to",
+    )
+
+
 def _temporary(target: Path) -> Path:
     """A fresh name in the folder of `target`, with the same suffixes so that writers pick the same format."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        prefix = _prepare(target)
         if target.is_dir():
             raise UserError(
                 "is a folder, a file is to be written here", path=target, fix="choose another --output"
             )
-        handle, name = tempfile.mkstemp(prefix=".part-", suffix="-" + target.name, dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix="-" + target.name, dir=target.parent)
     except OSError as error:
-        raise UserError(
-            f"can't write here ({error.strerror or error})",
-            path=target,
-            fix="choose an --output you may write to",
-        ) from error
+        raise _unwritable(target, error) from error
     os.close(handle)
     os.chmod(name, 0o666 & ~_umask())  # mkstemp makes private files; results are as readable as any other
     return Path(name)
@@ -74,14 +99,10 @@ def atomic_dir(target: str | Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces the folder `target` when the block ends, and vanishes if it fails."""
     target = Path(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".part-", suffix="-" + target.name, dir=target.parent))
+        prefix = _prepare(target)
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix="-" + target.name, dir=target.parent))
     except OSError as error:
-        raise UserError(
-            f"can't write here ({error.strerror or error})",
-            path=target,
-            fix="choose an --output you may write to",
-        ) from error
+        raise _unwritable(target, error) from error
     os.chmod(temporary, 0o777 & ~_umask())
     try:
         yield temporary
@@ -105,14 +126,10 @@ def temporary_folder(target: str | Path) -> Iterator[Path]:
     """Yield a folder beside `target` for intermediate files; it vanishes when the block ends."""
     target = Path(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".part-", dir=target.parent))
+        prefix = _prepare(target)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix="-" + target.name, dir=target.parent))
     except OSError as error:
-        raise UserError(
-            f"can't write here ({error.strerror or error})",
-            path=target,
-            fix="choose an --output you may write to",
-        ) from error
+        raise _unwritable(target, error) from error
     try:
         yield folder
     finally:

@@ -58,7 +58,7 @@ def umap_categories(
     shown = [c for c in colours if c in frequency and colours[c] != MISSING]
     others = [c for c in present.tolist() if c not in shown]
     rank = {c: i for i, c in enumerate(shown)}
-    label = {c: shorten(f"{rank[c] + 1}  {c}" if numbered else c, 24) for c in shown}
+    label = {c: shorten(f"{rank[c] + 1} {c}" if numbered else c, 24) for c in shown}
     entries = [(label[c], colours[c]) for c in shown]
     if others:
         entries.append((f"{len(others)} other{'s' if len(others) > 1 else ''}", MISSING))

@@ -117,8 +117,9 @@ def _scatter(axes: Axes, n_counts: ArrayLike, n_genes: ArrayLike, passed: ArrayL
             linewidths=0,
             rasterized=True,
         )
-    axes.set(xscale="log", yscale="log", xlabel="Total counts", ylabel="Detected genes", title=title)
+    axes.set(xlabel="Total counts", ylabel="Detected genes", title=title)
     if len(x):
+        axes.set(xscale="log", yscale="log")
         log_axis(axes.xaxis, float(x.min()), float(max(x.max(), x.min() * 2)))
         log_axis(axes.yaxis, float(y.min()), float(max(y.max(), y.min() * 2)))
 

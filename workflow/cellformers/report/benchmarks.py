@@ -14,6 +14,7 @@ from cellformers.report.figures import Figures
 from cellformers.report.spec import ReportSpec
 
 EXTRA_METRICS = {"cells": (), "genes": ("average_precision",)}
+MAX_CLASSES = 60  # of a confusion matrix on half a page
 MAX_UNITS = 40  # columns of the table of units that a reader can still take in
 Score = Mapping[str, Any]
 
@@ -163,20 +164,27 @@ def verdict(scores: Sequence[Score], metric: str) -> dict[str, str]:
     if not ranked:
         return {"tone": "tie", "text": "No model or baseline was scored."}
     if not models or not baselines:
-        return {"tone": "tie", "text": f"{_said(ranked[0], metric, name)} is the highest; there is no "
-                f"{'model' if baselines else 'baseline'} to compare it with."}  # fmt: skip
+        best, other = (
+            words.method(ranked[0]["method"], ranked[0]["kind"]),
+            "model" if baselines else "baseline",
+        )
+        text = f"{name} {_said(ranked[0], metric)} by {best}; there is no {other} to compare it with."
+        return {"tone": "tie", "text": text[:1].upper() + text[1:]}
     model, baseline = models[0], baselines[0]
     difference = round(_value(model, metric), 3) - round(_value(baseline, metric), 3)
-    m, b = _said(model, metric, name), _said(baseline, metric, "")
+    m, b = (words.method(s["method"], s["kind"]) for s in (model, baseline))
     if difference > 0:
-        tone, text = "model", f"{m} is best; the best baseline is {b}."
+        tone = "model"
+        text = f"The model {m} is best: {name} {_said(model, metric)}. "
+        text += f"The best baseline, {b}, has {_said(baseline, metric)}."
     elif difference == 0:
-        tone, text = "tie", f"A baseline ties: {m}, {b}."
+        tone = "tie"
+        text = f"A baseline ties: the model {m} has {name} {_said(model, metric)}, "
+        text += f"the baseline {b} {_said(baseline, metric)}."
     else:
-        tone, text = (
-            "baseline",
-            f"A baseline wins: {_said(baseline, metric, name)}; the best model is {_said(model, metric, '')}.",
-        )
+        tone = "baseline"
+        text = f"A baseline wins: {b}, {name} {_said(baseline, metric)}. "
+        text += f"The best model, {m}, has {_said(model, metric)}."
     if difference and _overlap(model, baseline, metric):
         text += " Their intervals overlap."
     random = next((s for s in baselines if s["method"] == model["method"] + words.RANDOM_SUFFIX), None)
@@ -189,13 +197,12 @@ def verdict(scores: Sequence[Score], metric: str) -> dict[str, str]:
     return {"tone": tone, "text": text}
 
 
-def _said(score: Score, metric: str, name: str) -> str:
+def _said(score: Score, metric: str) -> str:
+    """A value and its interval."""
     entry = score["metrics"][metric]
-    method = words.method(score["method"], score["kind"])
-    interval = (
-        "" if entry["low"] is None else f" ({words.score(entry['low'])} to {words.score(entry['high'])})"
-    )
-    return f"{method} with {name + ' ' if name else ''}{words.score(entry['value'])}{interval}"
+    low, high = entry["low"], entry["high"]
+    interval = "" if low is None else f" ({words.score(low)} to {words.score(high)})"
+    return words.score(entry["value"]) + interval
 
 
 def _overlap(a: Score, b: Score, metric: str) -> bool:
@@ -230,18 +237,17 @@ def _figures(name: str, scores: Sequence[Score], metric: str, figures: Figures) 
             ),
         )
     ]  # fmt: skip
-    best = next((s for s in scores if s["kind"] == "model"), scores[0])
-    if best.get("confusion") and len(best["classes"]) <= 60:
+    for kind in ("model", "baseline"):  # the best of each, side by side
+        best = next((s for s in scores if s["kind"] == kind), None)
+        if best is None or not best.get("confusion") or len(best["classes"]) > MAX_CLASSES:
+            continue
         label = words.method(best["method"], best["kind"])
-        drawn.append(
-            figures.add(
-                f"{name}-confusion",
-                f"{heading}: confusion matrix of {label}",
-                lambda stem: plots.confusion(
-                    best["confusion"], best["classes"], stem, title=f"Confusion matrix: {label}"
-                ),
-            )
-        )
+
+        def draw(stem: Path, best: Score = best, label: str = label) -> None:
+            plots.confusion(best["confusion"], best["classes"], stem, title=f"Confusion: {label}")
+
+        text = f"{heading}: confusion matrix of {label}"
+        drawn.append(figures.add(f"{name}-confusion-{best['method']}", text, draw))
     curves = [c for c in (_curve(s) for s in scores) if c is not None] if scores[0]["task"] == "genes" else []
     if curves:
         drawn.append(

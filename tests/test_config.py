@@ -101,7 +101,7 @@ def test_environment_pins_equal_the_constraints() -> None:
     pins = {line.lower() for line in constraints if "==" in line}
     for name in ("cpu", "gpu"):
         environment = yaml.safe_load((ROOT / "envs" / f"{name}.yaml").read_text())
-        installed = [entry for entry in environment["dependencies"] if isinstance(entry, dict)][0]["pip"]
+        installed = next(entry for entry in environment["dependencies"] if isinstance(entry, dict))["pip"]
         pinned = [line for line in installed if "==" in line]
         assert len(pinned) > 15
         assert {line.lower() for line in pinned} <= pins

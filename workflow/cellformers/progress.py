@@ -66,7 +66,7 @@ def progress(
 ) -> Iterator[Callable[[int], None]]:
     """Yield a function to call with the number of units done; says how it went when the block ends."""
     if quiet:
-        yield lambda amount: None
+        yield lambda _: None
         return
     meter = _Meter(label, total, unit)
     try:

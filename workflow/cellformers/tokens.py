@@ -389,6 +389,12 @@ def token_lengths(paths: str | Path | Sequence[str | Path]) -> Array:
     return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
 
+def count_cells(path: str | Path) -> int:
+    """Number of cells in a tokens file."""
+    with _open_tokens(path) as file:
+        return int(file.metadata.num_rows)
+
+
 def vocabulary_digest(path: str | Path) -> str | None:
     """Digest of the vocabulary that a tokens file was made with; None where it does not say."""
     digest = read_metadata(path).get("inputs", {}).get("vocabulary")

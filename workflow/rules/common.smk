@@ -3,6 +3,7 @@ import re
 import shlex
 from pathlib import Path
 
+import yaml
 from snakemake.exceptions import WorkflowError
 
 from cellformers.config import RANDOM_SUFFIX, CellBenchmark, load as load_config

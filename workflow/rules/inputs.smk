@@ -129,6 +129,14 @@ def report_inputs(wildcards):
             for embedding in CONFIG.embeddings
             for name in datasets_of(embedding)
         ],
-        "scores": all_scores(),
         "summary": "<results>/benchmarks.tsv",
     }
+
+
+def score_options(wildcards, input):
+    return flags(score=list(input.scores))
+
+
+def resolved_config():
+    """The validated config with every default filled in, as YAML."""
+    return yaml.safe_dump(CONFIG.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -23,16 +23,40 @@ rule map:
         "cellformers map {input} {params.options} -o {output} 2> {log}"
 
 
+rule config:
+    output:
+        "<results>/config.yaml",
+    log:
+        "<logs>/config.log",
+    benchmark:
+        "<benchmarks>/config.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    localrule: True
+    threads: 1
+    resources:
+        mem_mb=memory(500),
+        runtime=minutes(5),
+    params:
+        revision=REVISIONS["report"],
+        text=resolved_config(),
+    shell:
+        "printf %s {params.text:q} > {output} 2> {log}"
+
+
 rule report:
     input:
         unpack(report_inputs),
+        config="<results>/config.yaml",
+        scores=all_scores(),
     output:
-        report(
+        page=report(
             "<results>/report.html",
             caption="../report/report.rst",
             category="Report",
             labels={"page": "report"},
         ),
+        figures=directory("<results>/figures"),
     log:
         "<logs>/report.log",
     benchmark:
@@ -45,6 +69,7 @@ rule report:
         runtime=minutes(20),
     params:
         revision=REVISIONS["report"],
-        options="",
+        results=subpath(output.page, parent=True),
+        scores=score_options,
     shell:
-        "cellformers report {params.options} -o {output} 2> {log}"
+        "cellformers report --config {input.config} --results {params.results} {params.scores} -o {output.page} 2> {log}"

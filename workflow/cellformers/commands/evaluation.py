@@ -170,4 +170,21 @@ def map_cells(
     umap(embeddings, output, seed=seed)
 
 
-VERBS = {"split": split, "evaluate": evaluate, "summarize": summarize, "map": map_cells}
+def report(
+    config: Annotated[Path, typer.Option(help="The config of the run.")],
+    results: Annotated[Path, typer.Option(help="Its folder of results.")],
+    output: opt.Output,
+    score: Annotated[list[Path] | None, typer.Option(help="Scores to show (default: all in the results).")] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
+) -> None:
+    """Write one page about a run: quality control, training, maps, scores beside baselines, speed, versions.
+
+    Example: cellformers report --config config/config.yaml --results results -o results/report.html
+    """
+    from cellformers.config import load_file
+    from cellformers.report import from_config, write_report
+
+    write_report(from_config(load_file(config), results, scores=score or None, title=title), output)
+
+
+VERBS = {"split": split, "evaluate": evaluate, "summarize": summarize, "map": map_cells, "report": report}

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy import sparse
 
 import cellformers.tokens as module
 from cellformers.counts import dataset_digest
@@ -95,28 +96,59 @@ GOLDEN = {
 }
 
 
+def assert_golden(reference_data: Path, counts: Path, case: str, output: Path) -> None:
+    """Every cell's tokens are the reference tokenizer's, to the letter."""
+    folder = reference_data / "geneformer" / {"V1": "gc30M", "V2": "gc104M"}[case.split(".")[1]]
+    with open_counts(counts) as source:
+        tokenize(source, read_published(folder), output=output)
+    golden = pq.read_table(reference_data / "golden" / f"{case}.parquet")
+    ours = pq.read_table(output)
+    assert ours["cell_id"].to_pylist() == golden["cell_id"].to_pylist()
+    assert ours["length"].to_pylist() == golden["length"].to_pylist()
+    rows = zip(
+        *(t[c].to_pylist() for t, c in ((golden, "cell_id"), (golden, "input_ids"), (ours, "input_ids")))
+    )
+    assert [cell for cell, expected, found in rows if expected != found] == []
+
+
 @pytest.mark.parametrize(
     "case", ["blood_sorted.V1", "blood_sorted.V2", "pbmc_5k.V2", "sc_dropseq.V1", "sc_dropseq.V2"]
 )
 def test_golden(reference_data: Path, tmp_path: Path, case: str) -> None:
-    """Every cell's tokens are the reference tokenizer's, to the letter."""
-    name, version = case.split(".")
-    folder = reference_data / "geneformer" / {"V1": "gc30M", "V2": "gc104M"}[version]
-    with open_counts(reference_data / "counts" / GOLDEN[name]) as source:
-        tokenize(source, read_published(folder), output=tmp_path / "tokens.parquet")
-    golden = pq.read_table(reference_data / "golden" / f"{case}.parquet")
-    ours = pq.read_table(tmp_path / "tokens.parquet")
-    assert ours["cell_id"].to_pylist() == golden["cell_id"].to_pylist()
-    assert ours["length"].to_pylist() == golden["length"].to_pylist()
-    different = [
-        cell
-        for cell, a, b in zip(
-            *(golden["cell_id"].to_pylist(), golden["input_ids"].to_pylist(), ours["input_ids"].to_pylist()),
-            strict=True,
-        )
-        if a != b
-    ]
-    assert different == []
+    counts = reference_data / "counts" / GOLDEN[case.split(".")[0]]
+    assert_golden(reference_data, counts, case, tmp_path / "tokens.parquet")
+
+
+@pytest.fixture(scope="module")
+def other_formats(reference_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The counts of pbmc_5k and blood_sorted as loom, of pbmc_5k as dense text with cells in rows."""
+    anndata, loompy = pytest.importorskip("anndata"), pytest.importorskip("loompy")
+    folder = tmp_path_factory.mktemp("formats")
+    paths = {}
+    for name, gene in (("pbmc_5k", "Gene"), ("blood_sorted", "Accession")):
+        adata = anndata.read_h5ad(reference_data / "counts" / GOLDEN[name])
+        paths[f"{name}.loom"] = folder / f"{name}.loom"
+        rows, columns = {gene: adata.var_names.to_numpy()}, {"CellID": adata.obs_names.to_numpy()}
+        loompy.create(str(paths[f"{name}.loom"]), sparse.csc_matrix(adata.X.T), rows, columns)
+        if name == "pbmc_5k":
+            paths[f"{name}.csv"] = folder / f"{name}.csv.gz"
+            adata.to_df().astype(int).to_csv(paths[f"{name}.csv"])
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("made", "case"),
+    [
+        ("pbmc_5k.loom", "pbmc_5k.V2"),
+        ("pbmc_5k.csv", "pbmc_5k.V2"),
+        ("blood_sorted.loom", "blood_sorted.V1"),
+        ("blood_sorted.loom", "blood_sorted.V2"),
+    ],
+)
+def test_golden_from_other_formats(
+    reference_data: Path, other_formats: dict[str, Path], tmp_path: Path, made: str, case: str
+) -> None:
+    assert_golden(reference_data, other_formats[made], case, tmp_path / "tokens.parquet")
 
 
 # --- what is written ---------------------------------------------------------------------------------------

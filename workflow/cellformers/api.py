@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cellformers.errors import UserError
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -39,11 +41,15 @@ def _opened(adata: "AnnData", folder: Path, *, layer: str | None, raw: bool) -> 
         var=adata.var,
         layers={name: values for name, values in adata.layers.items() if name in wanted},
     )
-    slim.raw = adata.raw
+    if adata.raw is not None:
+        slim.raw = adata.raw.to_adata()
     path = folder / "adata.h5ad"
     slim.write_h5ad(path)
-    with open_counts(path, options=ReadOptions(layer=layer, raw=raw)) as source:
-        yield source
+    try:
+        with open_counts(path, options=ReadOptions(layer=layer, raw=raw)) as source:
+            yield source
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), "adata")) from error
 
 
 def tokenize(
@@ -121,33 +127,25 @@ def embed(
     counts_layer, raw
         Read the counts from this layer, or from `raw`.
 
-    Cells whose `filter_pass` is 0 get NaN.
+    Cells whose `filter_pass` is 0, and cells without a gene of the vocabulary, get NaN.
 
     Raises
     ------
     UserError
         If there are no counts, they are not of known human genes, or the model is damaged.
     """
-    from cellformers.embedding import default_mode, embed_cells
+    from cellformers.embedding import default_mode, embed_cells, load_model
     from cellformers.gather import in_order
     from cellformers.tokens import tokenize as run
-    from cellformers.vocabulary import Vocabulary
 
     model = Path(model)
+    mode = mode or default_mode(model)
+    opened = load_model(model, mode=mode, layer=layer, dtype=dtype, accelerator=accelerator)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         tokens, embedded = folder / "tokens.parquet", folder / "embedding.parquet"
         with _opened(adata, folder, layer=counts_layer, raw=raw) as source:
             cell_ids = source.cell_ids
-            run(source, Vocabulary.load(model / "vocabulary"), output=tokens, threads=threads)
-        embed_cells(
-            tokens,
-            model,
-            embedded,
-            mode=mode or default_mode(model),
-            layer=layer,
-            dtype=dtype,
-            accelerator=accelerator,
-            threads=threads,
-        )
+            run(source, opened.vocabulary, output=tokens, min_genes=1, threads=threads)
+        embed_cells(tokens, opened, embedded, mode=mode, layer=layer, dtype=dtype, threads=threads)
         adata.obsm[f"X_{name or model.resolve().name}"] = in_order(cell_ids, [embedded])

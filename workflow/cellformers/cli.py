@@ -7,6 +7,7 @@ A mistake of the user ends with one line on stderr and exit status 2, and leaves
 """
 
 import errno
+import os
 import signal
 import sys
 from types import FrameType
@@ -15,7 +16,7 @@ from typing import NoReturn
 import typer
 
 from cellformers.commands import counts, evaluation, genes, models, setup
-from cellformers.errors import UserError
+from cellformers.errors import DISK_FULL, UserError
 
 app = typer.Typer(
     name="cellformers",
@@ -35,20 +36,40 @@ def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + signum)
 
 
+def _quiet_when_full() -> None:
+    """Pass over what h5py prints about a file it can't finish on a full disk: the error itself is reported."""
+
+    def known(error: BaseException | None) -> bool:
+        return isinstance(error, OSError) and error.errno in DISK_FULL
+
+    # Cython, in which h5py is written, shows an error that it can't raise by both hooks
+    shown, ignored = sys.excepthook, sys.unraisablehook
+    sys.excepthook = lambda kind, error, trace: None if known(error) else shown(kind, error, trace)
+    sys.unraisablehook = lambda found: None if known(found.exc_value) else ignored(found)
+
+
+def _fail(line: str, cause: BaseException | None) -> NoReturn:
+    print(f"cellformers: error: {line}", file=sys.stderr, flush=True)
+    if isinstance(cause, OSError) and cause.errno in DISK_FULL:
+        # HDF5 would try again to write what the disk had no room for when the interpreter ends, and crash
+        sys.stdout.flush()
+        os._exit(2)
+    raise SystemExit(2) from None
+
+
 def main() -> None:
     """Run a verb; the entry point of the `cellformers` command."""
     signal.signal(signal.SIGTERM, _stop)
+    _quiet_when_full()
     try:
         app()
     except UserError as error:
-        print(f"cellformers: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _fail(str(error), error.__cause__)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in (*DISK_FULL, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"cellformers: error: {where}{error.strerror}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _fail(f"{where}{os.strerror(error.errno)}", error)
 
 
 if __name__ == "__main__":

@@ -130,12 +130,12 @@ class Pretrain(Section):
     """Masked-gene pretraining of a small model."""
 
     datasets: list[Name] | None = Field(None, description="datasets to train on (default: all)")
-    layers: int = Field(3, description="encoder layers", ge=1)
+    layers: int = Field(2, description="encoder layers", ge=1)
     hidden_size: int = Field(128, description="width", ge=8)
     heads: int = Field(4, description="attention heads", ge=1)
     intermediate_size: int = Field(256, description="width of the feed-forward layer", ge=8)
-    steps: int = Field(400, description="optimiser steps", ge=1)
-    batch_tokens: int = Field(8192, description="tokens of a batch", ge=64)
+    steps: int = Field(2000, description="optimiser steps", ge=1)
+    batch_tokens: int = Field(4096, description="tokens of a batch", ge=64)
     learning_rate: float = Field(2e-3, description="peak learning rate", gt=0)
     seed: int = Field(0, description="seed of weights, order and masks", ge=0)
 

@@ -61,8 +61,10 @@ class Ingested:
     notes: tuple[str, ...]
 
 
-def shard_bounds(n_cells: int, n_shards: int) -> list[tuple[int, int]]:
+def shard_bounds(n_cells: int, n_shards: int, *, path: str | Path | None = None) -> list[tuple[int, int]]:
     """Contiguous row ranges [low, high) that cover `n_cells` cells; sizes differ by at most one, larger ones first.
+
+    `path` is the file to name in the error.
 
     Raises
     ------
@@ -71,7 +73,9 @@ def shard_bounds(n_cells: int, n_shards: int) -> list[tuple[int, int]]:
     """
     if not 1 <= n_shards <= n_cells:
         raise UserError(
-            f"{n_cells} cells can't be split into {n_shards} shards", fix=f"set shards: 1 to {n_cells}"
+            f"{n_cells} cells can't be split into {n_shards} shards",
+            path=path,
+            fix=f"set shards: 1 to {n_cells}",
         )
     size, larger = divmod(n_cells, n_shards)
     edges = [i * size + min(i, larger) for i in range(n_shards + 1)]
@@ -191,7 +195,9 @@ def ingest(
         barcodes = pa.concat_arrays([source.names for source in sources])
         columns = _metadata_columns(samples, sources, notes)
         cell_ids = _cell_ids(barcodes, columns.get("sample") if len(samples) > 1 else None)
-        bounds = shard_bounds(len(cell_ids), len(outputs))
+        bounds = shard_bounds(
+            len(cell_ids), len(outputs), path=samples[0].path if len(samples) == 1 else None
+        )
         feature_ids, symbols, places = _unite_features(sources)
         if labels is not None:
             joined, said = join_labels(

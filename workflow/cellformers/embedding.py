@@ -25,7 +25,7 @@ from cellformers.io.arrow import as_numbers, numbers, strings
 from cellformers.io.files import METADATA_KEY, atomic_path, read_metadata, read_table, stamp, write_table
 from cellformers.models.batches import Step, pick_device, pick_dtype, runner
 from cellformers.models.directory import VOCABULARY, Model, open_model
-from cellformers.models.geneformer import Geneformer
+from cellformers.models.geneformer import Geneformer, read_config
 from cellformers.revisions import REVISIONS
 from cellformers.tokens import TokenBatch, check_vocabulary, read_tokens
 from cellformers.vocabulary import Vocabulary
@@ -115,7 +115,25 @@ def _checked_mode(mode: str, model: Model) -> int | None:
 
 def default_mode(model_dir: str | Path) -> str:
     """The mode the field takes for a model: cls where its vocabulary has <cls>, else cell."""
+    read_config(model_dir)  # so that a folder that is no model is called so
     return "cls" if Vocabulary.load(Path(model_dir) / VOCABULARY).has_cls else "cell"
+
+
+def load_model(
+    model_dir: str | Path, *, mode: str, layer: int, dtype: str = "float32", accelerator: str = "cpu"
+) -> Model:
+    """Open a model for `embed_cells`, which takes it in place of its folder where many files are embedded.
+
+    Raises
+    ------
+    UserError
+        If it is damaged, has no such mode or layer, or the device is not there.
+    """
+    device = pick_device(accelerator)
+    model = open_model(model_dir, dtype=pick_dtype(dtype), device=device)
+    _checked_mode(mode, model)
+    model.network.config.depth(layer)
+    return model
 
 
 def _stamp(tokens: str | Path, model: Model, **parameters: Any) -> dict[str, Any]:
@@ -138,7 +156,7 @@ def _count(counts: Embedded, block: TokenBatch, model: Model) -> Embedded:
 
 def embed_cells(
     tokens: str | Path,
-    model_dir: str | Path,
+    model_dir: str | Path | Model,
     output: str | Path,
     *,
     mode: str = "cell",
@@ -154,7 +172,7 @@ def embed_cells(
     Parameters
     ----------
     tokens, model_dir, output
-        A tokens shard, a model directory, the Parquet file to write.
+        A tokens shard, a model directory (or what `load_model` made of it), the Parquet file to write.
     mode
         "cls": hidden state of the <cls> token; "cell": mean over the genes of the cell, special tokens left
         out, zeros for a cell without genes.
@@ -177,10 +195,13 @@ def embed_cells(
         If the tokens are of another vocabulary or don't fit the model, the mode or layer does not exist, or the
         device is not there.
     """
-    device = pick_device(accelerator)
-    model = open_model(model_dir, dtype=pick_dtype(dtype), device=device)
+    model = (
+        model_dir
+        if isinstance(model_dir, Model)
+        else load_model(model_dir, mode=mode, layer=layer, dtype=dtype, accelerator=accelerator)
+    )
+    device = model.network.words.weight.device
     cls = _checked_mode(mode, model)
-    model.network.config.depth(layer)
     metadata = _stamp(tokens, model, mode=mode, layer=layer, dtype=dtype)
     dim = model.network.config.hidden_size
     step = cell_step(model.network, mode=mode, layer=layer, special=model.vocabulary.special_tokens.values())

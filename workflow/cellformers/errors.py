@@ -5,8 +5,11 @@ this package and keeps its traceback.
 """
 
 import difflib
+import errno
 from collections.abc import Iterable
 from pathlib import Path
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from cellformers.counts import dataset_digest, feature_sums, row_totals
 from cellformers.errors import UserError
-from cellformers.genes import Vocabulary, map_features
+from cellformers.genes import Vocabulary, check_species, map_features
 from cellformers.histograms import Histogram, mantissa_bits, medians_of, read_sketches, write_sketch
 from cellformers.io.files import atomic_path, read_metadata, stamp, write_table
 from cellformers.io.shards import read_shard_stamp
@@ -61,7 +61,7 @@ def sketch(
     Raises
     ------
     UserError
-        If `counts` can't be read, or `cells` is of another dataset.
+        If `counts` can't be read or is a raw file that is not human, or `cells` is of another dataset.
     """
     if not isinstance(counts, CountSource):
         with open_counts(counts) as source:
@@ -75,12 +75,14 @@ def sketch(
             )
         return
     bits = mantissa_bits(relative_error)
+    made = read_shard_stamp(counts.path)
+    if made is None:
+        check_species(counts.feature_ids, counts.feature_symbols, counts.path)
     gene_ids, symbols, gene_of = _genes(counts, vocabulary)
     if cells is not None:
         keep = passing(cells, counts.names)
     else:
         keep = np.ones(counts.n_cells, bool) if counts.filter_pass is None else counts.filter_pass
-    made = read_shard_stamp(counts.path)
     cell_totals = np.zeros(counts.n_cells, np.int64)
     feature_totals = np.zeros(counts.n_features, np.int64)
     histogram = Histogram(gene_ids, symbols, bits=bits)

@@ -149,7 +149,9 @@ def qc(
     }
     if not passed.any():
         raise UserError(
-            f"no cell passes QC ({_blame(criteria, table.num_rows)})", fix="change the keys of qc:"
+            f"no cell passes QC ({_blame(criteria, table.num_rows)})",
+            path=metadata,
+            fix="change the keys of qc:",
         )
     columns["qc_pass"] = pa.array(passed)
     taken = [name for name in labels.column_names if name in columns or name in RESERVED]

@@ -93,7 +93,8 @@ def tokenize(
     Raises
     ------
     UserError
-        If the file is not human, or under half of its counts are of known genes; no output then.
+        If the file is not human, under half of its counts are of known genes, or no cell is left; no output then.
+        A shard (`dataset` given) may have no cell left.
     """
     # here, not above: numba takes a third of a second, which reading tokens is spared
     from cellformers.ranking import rank_rows, rank_table
@@ -129,6 +130,7 @@ def tokenize(
         report = features.report(writer.feature_totals)
         if dataset is None:
             check_mapping(report, source.path)
+            _check_any_left(writer.cells(source.n_cells, keep), source.path, min_genes=min_genes)
             dataset = digest_arrays(
                 source.cell_ids, features.feature_ids, writer.cell_totals, writer.feature_totals
             )
@@ -168,6 +170,22 @@ def _kept_cells(source: "CountSource", cells: Collection[str] | Array | None, *,
                 fix=f"its cells are named like {source.cell_ids[0]!r}",
             )
     return chosen if keep is None else chosen & keep
+
+
+def _check_any_left(cells: dict[str, int], path: Path, *, min_genes: int) -> None:
+    """UserError where none of the cells of a raw file is kept."""
+    if cells["kept"]:
+        return
+    reasons = {
+        "filtered": "excluded by filter_pass",
+        "few_genes": f"with under {min_genes} genes of the vocabulary",
+    }
+    found = ", ".join(f"{cells[key]:,} {what}" for key, what in reasons.items() if cells[key])
+    raise UserError(
+        f"no cell passes: of {cells['all']:,}, {found}",
+        path=path,
+        fix="are these the counts and the column you mean?",
+    )
 
 
 # --- reading, ranking and writing at once ----------------------------------------------------------------

@@ -73,6 +73,8 @@ def split(
 
     _check_task(task)
     if task == "cells":
+        if not cells:
+            raise UserError("a split of cells needs --cells NAME=PATH")
         make_cell_split(
             cells=one_each(cells, "--cells"), label=label, unit=unit, train=train, test=test, both_ways=False,
             given=given, seed=seed, note=note, output=output,
@@ -174,7 +176,9 @@ def report(
     config: Annotated[Path, typer.Option(help="The config of the run.")],
     results: Annotated[Path, typer.Option(help="Its folder of results.")],
     output: opt.Output,
-    score: Annotated[list[Path] | None, typer.Option(help="Scores to show (default: all in the results).")] = None,
+    score: Annotated[
+        list[Path] | None, typer.Option(help="Scores to show (default: all in the results).")
+    ] = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
 ) -> None:
     """Write one page about a run: quality control, training, maps, scores beside baselines, speed, versions.

@@ -37,12 +37,12 @@ def pretrain(
     tokens: Shards,
     vocabulary: Annotated[Path, typer.Option(help="The vocabulary of the tokens.")],
     output: opt.Output,
-    layers: Annotated[int, typer.Option(min=1)] = 3,
+    layers: Annotated[int, typer.Option(min=1)] = 2,
     hidden_size: Annotated[int, typer.Option(min=8)] = 128,
     heads: Annotated[int, typer.Option(min=1)] = 4,
     intermediate_size: Annotated[int, typer.Option(min=8)] = 256,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 400,
-    batch_tokens: Annotated[int, typer.Option(min=64, help="Tokens of a batch.")] = 8192,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 2000,
+    batch_tokens: Annotated[int, typer.Option(min=64, help="Tokens of a batch.")] = 4096,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: opt.Seed = 0,
     threads: opt.Threads = 2,
@@ -51,7 +51,7 @@ def pretrain(
 ) -> None:
     """Train a model on masked genes, from scratch.
 
-    Example: cellformers pretrain tokens/*.parquet --vocabulary vocabularies/mine --steps 400 -o models/small
+    Example: cellformers pretrain tokens/*.parquet --vocabulary vocabularies/mine --steps 2000 -o models/small
     """
     from cellformers.progress import progress, say
     from cellformers.training.pretrain import pretrain as run

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cellformers import __version__
-from cellformers.errors import UserError
+from cellformers.errors import DISK_FULL, UserError
 
 METADATA_KEY = b"cellformers"
 
@@ -39,7 +39,8 @@ def _alive(pid: int) -> bool:
 def _prepare(target: Path) -> str:
     """Make the folder of `target`, remove what killed writers of `target` left there; the prefix for a new part."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    for stale in target.parent.glob(f".part-*-{glob.escape(target.name)}"):
+    name = glob.escape(target.name)
+    for stale in [p for end in ("", ".[0-9]*") for p in target.parent.glob(f".part-*-{name}{end}")]:
         pid = stale.name.split("-")[1]
         if pid.isdigit() and not _alive(int(pid)):
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
@@ -54,14 +55,33 @@ def _unwritable(target: Path, error: OSError) -> UserError:
     )
 
 
+@contextmanager
+def _disk_may_be_full(target: Path) -> Iterator[None]:
+    """Say so in one line, with the name of the file that was asked for; libraries name none or a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise UserError(
+            f"can't be written ({os.strerror(error.errno)})",
+            path=target,
+            fix="make room, or choose another --output",
+        ) from error
+
+
+def _refuse_folder(target: Path) -> None:
+    if target.is_dir():
+        raise UserError(
+            "is a folder, a file is to be written here", path=target, fix="choose another --output"
+        )
+
+
 def _temporary(target: Path) -> Path:
     """A fresh name in the folder of `target`, with the same suffixes so that writers pick the same format."""
     try:
         prefix = _prepare(target)
-        if target.is_dir():
-            raise UserError(
-                "is a folder, a file is to be written here", path=target, fix="choose another --output"
-            )
+        _refuse_folder(target)
         handle, name = tempfile.mkstemp(prefix=prefix, suffix="-" + target.name, dir=target.parent)
     except OSError as error:
         raise _unwritable(target, error) from error
@@ -83,13 +103,14 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     Raises
     ------
     UserError
-        If the folder of `target` can't be made or written to.
+        If the folder of `target` can't be made or written to, or the disk is full.
     """
     target = Path(target)
     temporary = _temporary(target)
     try:
-        yield temporary
-        os.replace(temporary, target)
+        with _disk_may_be_full(target):
+            yield temporary
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -105,7 +126,8 @@ def atomic_dir(target: str | Path) -> Iterator[Path]:
         raise _unwritable(target, error) from error
     os.chmod(temporary, 0o777 & ~_umask())
     try:
-        yield temporary
+        with _disk_may_be_full(target):
+            yield temporary
         if target.is_dir():
             stale = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent))
             os.replace(target, stale / target.name)
@@ -123,15 +145,17 @@ def atomic_dir(target: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(target: str | Path) -> Iterator[Path]:
-    """Yield a folder beside `target` for intermediate files; it vanishes when the block ends."""
+    """Yield a folder beside the file `target` for intermediate files; it vanishes when the block ends."""
     target = Path(target)
     try:
         prefix = _prepare(target)
+        _refuse_folder(target)
         folder = Path(tempfile.mkdtemp(prefix=prefix, suffix="-" + target.name, dir=target.parent))
     except OSError as error:
         raise _unwritable(target, error) from error
     try:
-        yield folder
+        with _disk_may_be_full(target):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -54,6 +54,8 @@ def opener(path: Path) -> Opener:
             raise UserError("is a damaged gzip file", path=path, fix="download it again") from error
         if start.startswith(_HDF5_MAGIC):
             raise UserError("is a gzipped HDF5 file", path=path, fix="gunzip it first")
+    if start.startswith(b"PAR1"):
+        raise UserError("is a Parquet table, not a count file", path=path, fix=f"known are: {_FORMATS}")
     for magic, name in ((b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")):
         if start.startswith(magic):
             raise UserError(f"is packed with {name}", path=path, fix="unpack it first, or pack it with gzip")

@@ -47,6 +47,16 @@ def backend(device: torch.device, dtype: torch.dtype, *, dropout: float = 0.0) -
     return "varlen" if device.type == "cuda" and half and varlen_attn is not None and not dropout else "sdpa"
 
 
+def available_backends() -> dict[str, str | None]:
+    """The kernels by name: None for one that works here, else why it does not."""
+    varlen = None
+    if varlen_attn is None:
+        varlen = "torch before 2.10 has none"
+    elif not torch.cuda.is_available():
+        varlen = "for a GPU, in half precision"
+    return {"sdpa": None, "varlen": varlen}
+
+
 def attend(
     query: Tensor, key: Tensor, value: Tensor, *, queries: Packing, keys: Packing, dropout: float = 0.0
 ) -> Tensor:

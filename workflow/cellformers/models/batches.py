@@ -35,7 +35,7 @@ class Step(Protocol):
 def pick_device(accelerator: str) -> torch.device:
     """The device for "cpu" or "cuda"; UserError where it is not there."""
     if accelerator not in ACCELERATORS:
-        raise UserError(f"no accelerator {accelerator!r}", fix=did_you_mean(accelerator, ACCELERATORS))
+        raise UserError(f"no accelerator {accelerator!r}", fix=f"give {' or '.join(ACCELERATORS)}")
     if accelerator == "cuda" and not torch.cuda.is_available():
         built = torch.version.cuda is not None
         raise UserError(

@@ -321,5 +321,9 @@ def random_model(config: Config, *, seed: int) -> Geneformer:
 def save(model: Geneformer, folder: str | Path) -> None:
     """Write config.json and model.safetensors in the published layout, each whole or not at all."""
     write_json(model.config.to_dict(), Path(folder) / CONFIG_FILE)
-    with atomic_path(Path(folder) / WEIGHTS_FILE) as temporary:
-        save_file(to_published(model), temporary, metadata={"format": "pt"})
+    path = Path(folder) / WEIGHTS_FILE
+    with atomic_path(path) as temporary:
+        try:
+            save_file(to_published(model), temporary, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise UserError(f"can't be written ({error})", path=path, fix="make room") from error

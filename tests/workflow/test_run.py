@@ -1,0 +1,134 @@
+"""The whole workflow on small data: any number of shards gives the same bytes, a killed run goes on, reports open."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.workflow
+
+
+def small(shards: int) -> dict[str, object]:
+    """The demo in little."""
+    return {
+        "simulate": {"seed": 5, "cells": 360},
+        "datasets": {
+            "atlas": {"simulated": "atlas", "shards": shards, "label": "cell_type", "batch": "donor"},
+            "second": {"simulated": "second", "label": "cell_type"},
+        },
+        "corpora": {"both": {"datasets": ["atlas", "second"]}},
+        "vocabularies": {"own": {"corpus": "both", "context_length": 256}},
+        "models": {
+            "tiny": {
+                "vocabulary": "own",
+                "pretrain": {
+                    "layers": 2,
+                    "hidden_size": 32,
+                    "heads": 2,
+                    "intermediate_size": 32,
+                    "steps": 20,
+                },
+            }
+        },
+        "embeddings": {"tiny": {"model": "tiny", "mode": "cell"}},
+        "benchmarks": {
+            "types": {"task": "cells", "train": ["atlas"], "label": "cell_type", "unit": "donor"},
+            "dosage": {"task": "genes", "dataset": "atlas", "labels": {"simulated": True}},
+        },
+    }
+
+
+def merged(folder: Path) -> dict[str, str]:
+    """Digests of every merged artefact; those of single shards and of times are left out."""
+    results = folder / "results"
+    paths = [
+        path
+        for path in results.rglob("*")
+        if path.is_file() and "-of-" not in path.name and not {"runtime", "logs", "figures"} & set(path.parts)
+    ]
+    skipped = {"config.yaml", "report.html"}
+    return {
+        str(path.relative_to(results)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+        if path.name not in skipped
+    }
+
+
+def rows(folder: Path, pattern: str) -> list[dict[str, object]]:
+    """The rows of all shards, concatenated."""
+    shards = sorted((folder / "results").glob(pattern))
+    assert shards
+    return [row for shard in shards for row in pq.read_table(shard).to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.mark.parametrize("shards", [1, 2, 7])
+def test_shards_change_nothing(snakemake: Run, runs: Path, shards: int) -> None:
+    done = snakemake(runs / str(shards), small(shards), "--quiet", "all", "--", "results/benchmarks.tsv")
+    assert done.returncode == 0, done.stderr[-4000:]
+    if shards == 1:
+        return
+    one = runs / "1"
+    if not (one / "results" / "benchmarks.tsv").exists():
+        pytest.skip("the run with one shard did not complete")
+    expected = merged(one)
+    assert len(expected) > 40
+    found = merged(runs / str(shards))
+    assert {name for name in expected if found.get(name) != expected[name]} == set()
+    assert set(found) == set(expected)
+    for pattern in ("atlas/tokens/own/*.parquet", "atlas/embeddings/tiny/*.parquet"):
+        assert rows(runs / str(shards), pattern) == rows(one, pattern)
+
+
+def test_scores_stand_beside_their_controls(runs: Path) -> None:
+    folder = runs / "1" / "results" / "benchmarks"
+    if not folder.exists():
+        pytest.skip("the run with one shard did not complete")
+    dosage = {path.stem: json.loads(path.read_text()) for path in (folder / "dosage").glob("*.json")}
+    assert dosage["oracle"]["metrics"]["auc"]["value"] >= 0.9
+    for baseline in ("mean_expression", "detection"):
+        assert 0.35 <= dosage[baseline]["metrics"]["auc"]["value"] <= 0.65
+    types = {path.stem: json.loads(path.read_text()) for path in (folder / "types").glob("*.json")}
+    assert set(types) == {"split", "tiny", "tiny-random", "pca_hvg", "log_counts", "permuted"}
+    value = {name: score["metrics"]["macro_f1"]["value"] for name, score in types.items() if name != "split"}
+    assert value["permuted"] < 0.3 < value["pca_hvg"]
+
+
+def test_killed_run_goes_on_to_the_same_bytes(snakemake: Run, runs: Path) -> None:
+    one = runs / "1"
+    if not (one / "results" / "benchmarks.tsv").exists():
+        pytest.skip("the run with one shard did not complete")
+    folder = runs / "killed"
+    folder.mkdir()
+    (folder / "config.yaml").write_text((one / "config.yaml").read_text())
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
+    command += ["--directory", str(folder), "--configfile", str(folder / "config.yaml"), "--quiet", "all"]
+    target = ["--", "results/models/tiny/config.json"]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    with subprocess.Popen(command + target, env=environment, start_new_session=True) as process:
+        deadline = time.monotonic() + 300
+        while not (folder / "results" / "atlas" / "cells.parquet").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGKILL)
+    snakemake(folder, None, "--configfile", str(folder / "config.yaml"), "--unlock")
+    done = snakemake(folder, None, "--configfile", str(folder / "config.yaml"), "--quiet", "all", *target)
+    assert done.returncode == 0, done.stderr[-4000:]
+    expected, found = merged(one), merged(folder)
+    assert {name for name in found if found[name] != expected.get(name)} == set()
+    assert not list(folder.rglob(".part-*"))

@@ -664,6 +664,11 @@ def test_files_of_another_step(tmp_path: Path, house: Path, refused: Refused) ->
     refused("evaluate", "--task", "cells", "--split", cells, "--method", "m", "--features", "embedding",
             "--cells", f"a={cells}", "--predictions", out / "p.parquet", "-o", out / "s.json",
             names=cells)  # fmt: skip
+    for features, task in (("pca", "cells"), ("expression", "genes")):
+        split = house / "cells.parquet"
+        refused("evaluate", "--task", task, "--split", split, "--method", "m", "--features", features,
+                "--cells", f"a={cells}", "--predictions", out / "p.parquet", "-o", out / "s.json",
+                names=None)  # fmt: skip
     refused("summarize", cells, "-o", out / "b.tsv", names=cells)
     refused("report", "--config", cells, "--results", house, "-o", out / "r.html", names=cells)
 

@@ -106,7 +106,8 @@ def assert_golden(reference_data: Path, counts: Path, case: str, output: Path) -
     assert ours["cell_id"].to_pylist() == golden["cell_id"].to_pylist()
     assert ours["length"].to_pylist() == golden["length"].to_pylist()
     rows = zip(
-        *(t[c].to_pylist() for t, c in ((golden, "cell_id"), (golden, "input_ids"), (ours, "input_ids")))
+        *(t[c].to_pylist() for t, c in ((golden, "cell_id"), (golden, "input_ids"), (ours, "input_ids"))),
+        strict=True,
     )
     assert [cell for cell, expected, found in rows if expected != found] == []
 
@@ -274,7 +275,7 @@ def test_a_failing_writer_stops_the_rest(
 
     monkeypatch.setattr(module._Writer, "flush", full)
     monkeypatch.setattr(module, "CELLS_PER_GROUP", 64)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match=r"tokens.parquet: can't be written \(No space left"):
         write(MemorySource(counts))
     assert list(tmp_path.iterdir()) == []
 

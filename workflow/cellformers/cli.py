@@ -62,7 +62,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     _quiet_when_full()
     try:
-        app()
+        typer.main.get_command(app)()  # app() would put a hook of its own in place of ours
     except UserError as error:
         _fail(str(error), error.__cause__)
     except OSError as error:

@@ -130,7 +130,10 @@ def tokenize(
         report = features.report(writer.feature_totals)
         if dataset is None:
             check_mapping(report, source.path)
-            _check_any_left(writer.cells(source.n_cells, keep), source.path, min_genes=min_genes)
+            _check_any_left(
+                writer.cells(source.n_cells, keep), source.path,
+                n_counts=report["counts"]["all"], min_genes=min_genes,
+            )  # fmt: skip
             dataset = digest_arrays(
                 source.cell_ids, features.feature_ids, writer.cell_totals, writer.feature_totals
             )
@@ -172,19 +175,19 @@ def _kept_cells(source: "CountSource", cells: Collection[str] | Array | None, *,
     return chosen if keep is None else chosen & keep
 
 
-def _check_any_left(cells: dict[str, int], path: Path, *, min_genes: int) -> None:
-    """UserError where none of the cells of a raw file is kept."""
+def _check_any_left(cells: dict[str, int], path: Path, *, n_counts: int, min_genes: int) -> None:
+    """UserError where a raw file has no counts in the cells that it lets pass, or none of its cells is kept."""
+    if not n_counts and cells["filtered"] < cells["all"]:
+        raise UserError("holds no counts: all its values are 0", path=path, fix="give a file with counts")
     if cells["kept"]:
         return
     reasons = {
-        "filtered": "excluded by filter_pass",
-        "few_genes": f"with under {min_genes} genes of the vocabulary",
+        "filtered": "are excluded by filter_pass",
+        "few_genes": f"have under {min_genes} genes of the vocabulary",
     }
     found = ", ".join(f"{cells[key]:,} {what}" for key, what in reasons.items() if cells[key])
     raise UserError(
-        f"no cell passes: of {cells['all']:,}, {found}",
-        path=path,
-        fix="are these the counts and the column you mean?",
+        f"no cell passes: of {cells['all']:,}, {found}", path=path, fix="give other cells or counts"
     )
 
 

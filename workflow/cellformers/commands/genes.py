@@ -83,14 +83,14 @@ def vocabulary(
     Example: cellformers vocabulary --from geneformer/gene_dictionaries_30m -o vocabularies/gc30M
     """
     from cellformers.genes import Vocabulary
-    from cellformers.vocabulary import from_medians, read_published
+    from cellformers.vocabulary import Special, from_medians, read_published
 
     if special_tokens not in ("v1", "v2"):
         raise UserError(f"no special tokens {special_tokens!r}", fix="give v1 or v2")
     if not source.exists():
         raise UserError("no such file or folder", path=source)
     if source.is_file():
-        special = "v1" if special_tokens == "v1" else "v2"
+        special: Special = "v1" if special_tokens == "v1" else "v2"
         made = from_medians(
             source, name=name or output.name, special=special, context_length=context_length
         )  # fmt: skip

@@ -26,7 +26,7 @@ CellFeatures = Literal["embedding", "pca_hvg", "log_counts", "majority"]
 
 
 def _provider(
-    features: CellFeatures,
+    features: str,
     inputs: Mapping[str, Sequence[Path]],
     cells: Cells,
     *,
@@ -162,7 +162,7 @@ def evaluate_cells(
     kind: str,
     split: str | Path,
     cells: Mapping[str, Path],
-    features: CellFeatures,
+    features: str,
     inputs: Mapping[str, Sequence[Path]],
     output: str | Path,
     predictions: str | Path,

@@ -40,7 +40,7 @@ def _passing(counts: baselines.Counts, ids: np.ndarray, cells: Path | None) -> b
 
 
 def _features(
-    features: GeneFeatures,
+    features: str,
     inputs: Sequence[Path],
     genes: np.ndarray,
     *,
@@ -134,7 +134,7 @@ def evaluate_genes(
     method: str,
     kind: str,
     split: str | Path,
-    features: GeneFeatures,
+    features: str,
     inputs: Sequence[Path],
     output: str | Path,
     predictions: str | Path,

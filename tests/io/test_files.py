@@ -95,6 +95,10 @@ def test_digests_do_not_depend_on_byte_order_or_string_type() -> None:
     assert files.digest_arrays(np.array(["a", "b"])) == files.digest_arrays(
         np.array(["a", "b"], dtype=object)
     )
+    names = [f"cell {i}é" for i in range(70_000)]  # more than are taken at once
+    assert files.digest_arrays(pa.array(names)) == files.digest_arrays(names)
+    assert files.digest_arrays(pa.array(names)[1:]) == files.digest_arrays(names[1:])
+    assert files.digest_arrays(pa.array([], pa.string())) == files.digest_arrays(np.array([], dtype=object))
     assert files.digest_arrays(["ab", "c"]) != files.digest_arrays(["a", "bc"])
 
 

@@ -132,8 +132,7 @@ def dataset_digest(
     feature_totals: Array,
 ) -> str:
     """What identifies a dataset: names and totals of its cells and features, all in order."""
-    names = cell_ids.to_numpy(zero_copy_only=False)
-    return digest_arrays(names, feature_ids, cell_totals.astype(np.int64), feature_totals.astype(np.int64))
+    return digest_arrays(cell_ids, feature_ids, cell_totals.astype(np.int64), feature_totals.astype(np.int64))
 
 
 def shard_digest(path: str | Path) -> str:

@@ -135,7 +135,7 @@ def tokenize(
                 n_counts=report["counts"]["all"], min_genes=min_genes,
             )  # fmt: skip
             dataset = digest_arrays(
-                source.cell_ids, features.feature_ids, writer.cell_totals, writer.feature_totals
+                source.names, features.feature_ids, writer.cell_totals, writer.feature_totals
             )
         metadata = stamp(
             "tokenize",

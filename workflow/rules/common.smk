@@ -65,7 +65,8 @@ def dataset_files(name):
     """The raw files of a dataset, as inputs of its ingest."""
     dataset = CONFIG.datasets[name]
     if dataset.simulated:
-        return ["<results>/simulated/" + {"atlas": "atlas.h5ad", "second": "second.loom"}[dataset.simulated]]
+        file = {"atlas": "atlas.h5ad", "second": "second.loom"}[dataset.simulated]
+        return [f"<results>/simulated/{file}"]
     if dataset.path:
         return [str(dataset.path)]
     try:

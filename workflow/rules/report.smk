@@ -30,9 +30,9 @@ rule config:
         "<logs>/config.log",
     benchmark:
         "<benchmarks>/config.tsv"
+    localrule: True
     conda:
         "../../envs/cpu.yaml"
-    localrule: True
     threads: 1
     resources:
         mem_mb=memory(500),

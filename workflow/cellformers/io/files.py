@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cellformers import __version__
 from cellformers.errors import DISK_FULL, UserError
 
 METADATA_KEY = b"cellformers"
+NAMES_AT_ONCE = 1 << 16
 
 
 def _alive(pid: int) -> bool:
@@ -241,16 +243,30 @@ def digest_file(path: str | Path) -> str:
 
 
 def digest_arrays(*arrays: Any) -> str:
-    """sha256 of arrays' contents in order (strings as UTF-8, numbers as little-endian), as "sha256:<hex>"."""
+    """sha256 of arrays' contents in order (strings as UTF-8, numbers as little-endian), as "sha256:<hex>".
+
+    Arrow string arrays are taken in pieces, so that a million names cost no memory; the digest is that of the same
+    strings in a list.
+    """
     sha = hashlib.sha256()
     for array in arrays:
+        if isinstance(array, pa.StringArray):
+            _add_names(sha, array)
+            continue
         values = np.asarray(array)
         if values.dtype.kind in "OUST":
-            encoded = "\0".join(map(str, values.tolist())).encode()
-            sha.update(f"str{len(values)}:{len(encoded)}:".encode())
-            sha.update(encoded)
+            _add_names(sha, pa.array(list(map(str, values.tolist())), pa.string()))
         else:
             little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
             sha.update(f"{little.dtype.str}{little.shape}:".encode())
             sha.update(little.tobytes())
     return "sha256:" + sha.hexdigest()
+
+
+def _add_names(sha: "hashlib._Hash", names: pa.StringArray) -> None:
+    """Add the names, joined by zero bytes, after their number and the length of the whole."""
+    length = (pc.sum(pc.binary_length(names)).as_py() or 0) + max(len(names) - 1, 0)
+    sha.update(f"str{len(names)}:{length}:".encode())
+    for start in range(0, len(names), NAMES_AT_ONCE):
+        piece = names.slice(start, NAMES_AT_ONCE).to_pylist()
+        sha.update(("\0" if start else "").encode() + "\0".join(piece).encode())

@@ -79,7 +79,7 @@ def flags(**options):
     """Command-line flags for the options that are set."""
     words = []
     for key, value in options.items():
-        flag = "--" + key.replace("_", "-")
+        flag = f"--{key.replace('_', '-')}"
         if value is True:
             words.append(flag)
         elif isinstance(value, list):

@@ -255,7 +255,8 @@ def digest_arrays(*arrays: Any) -> str:
             continue
         values = np.asarray(array)
         if values.dtype.kind in "OUST":
-            _add_names(sha, pa.array(list(map(str, values.tolist())), pa.string()))
+            encoded = "\0".join(map(str, values.tolist())).encode()
+            sha.update(f"str{len(values)}:{len(encoded)}:".encode() + encoded)
         else:
             little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
             sha.update(f"{little.dtype.str}{little.shape}:".encode())

@@ -1,6 +1,5 @@
 """Running Snakemake in a folder of its own."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,10 +32,8 @@ def snakemake() -> Callable[..., subprocess.CompletedProcess[str]]:
             path = folder / "config.yaml"
             path.write_text(yaml.safe_dump(config), encoding="utf-8")
             command += ["--configfile", str(path)]
-        path_variable = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         return subprocess.run(
             [*command, "--cores", "2", *arguments],
-            env={**os.environ, "PATH": path_variable},
             capture_output=True,
             text=True,
             timeout=900,

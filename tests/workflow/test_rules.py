@@ -21,7 +21,9 @@ def planned_jobs(output: str) -> dict[str, int]:
 
 def resources_of(output: str, rule: str) -> str:
     blocks = [
-        block for block in output.split("\n\n") if re.search(rf"^(local)?rule {rule}:", block, re.MULTILINE)
+        block
+        for block in re.split(r"\n(?=\[|(?:local)?rule )", output)
+        if re.search(rf"^(local)?rule {rule}:", block, re.MULTILINE)
     ]
     assert blocks, f"no job of rule {rule} in the plan"
     return "\n".join(re.findall(r"resources: .*", "\n".join(blocks)))

@@ -118,8 +118,7 @@ def test_killed_run_goes_on_to_the_same_bytes(snakemake: Run, runs: Path) -> Non
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
     command += ["--directory", str(folder), "--configfile", str(folder / "config.yaml"), "--quiet", "all"]
     target = ["--", "results/models/tiny/config.json"]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    with subprocess.Popen(command + target, env=environment, start_new_session=True) as process:
+    with subprocess.Popen(command + target, start_new_session=True) as process:
         deadline = time.monotonic() + 300
         while not (folder / "results" / "atlas" / "cells.parquet").exists():
             assert time.monotonic() < deadline

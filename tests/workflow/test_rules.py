@@ -20,11 +20,8 @@ def planned_jobs(output: str) -> dict[str, int]:
 
 
 def resources_of(output: str, rule: str) -> str:
-    blocks = [
-        block
-        for block in re.split(r"\n(?=\[|(?:local)?rule )", output)
-        if re.search(rf"^(local)?rule {rule}:", block, re.MULTILINE)
-    ]
+    jobs = re.split(r"\n(?=\[|(?:local)?rule )", output)
+    blocks = [job for job in jobs if re.search(rf"^(local)?rule {rule}:", job, re.MULTILINE)]
     assert blocks, f"no job of rule {rule} in the plan"
     return "\n".join(re.findall(r"resources: .*", "\n".join(blocks)))
 

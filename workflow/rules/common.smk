@@ -1,8 +1,6 @@
 # The validated config, and the functions that turn its names into file names.
-import os
 import re
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
@@ -20,8 +18,7 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 # Called by its path (.venv/bin/snakemake), Snakemake would not find the command installed beside it.
-if shutil.which("cellformers") is None:
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+shell.prefix(f"export PATH=$PATH:{shlex.quote(str(Path(sys.executable).parent))}; ")
 
 # Unset on a CPU: some executors take the mere presence of a GPU resource, even 0, for a request.
 GPU_ENV = "../../envs/gpu.yaml" if CONFIG.accelerator == "cuda" else "../../envs/cpu.yaml"

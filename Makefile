@@ -20,7 +20,7 @@ demo: install
 
 test: install-test
 	$(MAKE) lint
-	$(BIN)/pytest -q $(PYTEST_OPTIONS)
+	$(BIN)/pytest -q -n $(CORES) --dist loadfile $(PYTEST_OPTIONS)
 
 lint: install-test
 	$(BIN)/ruff check .

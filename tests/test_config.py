@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cellformers import config
+from cellformers import config, config_docs
 from cellformers.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +63,23 @@ def test_minimal_config_gets_defaults() -> None:
         ),
         ({"datasets": {"m": {"path": "a", "simulated": "atlas"}}}, "exactly one of path, samples, simulated"),
         ({"datasets": {"models": {"path": "a"}}}, "taken by a results folder"),
-        ({"datasets": {"a/b": {"path": "a"}}}, "pattern"),
+        ({"datasets": {"a/b": {"path": "a"}}}, "names are made of letters"),
+        ({"datasets": {"logs": {"path": "a"}}}, "taken by a results folder"),
+        ({"datasets": {"m": {"path": "a", "qc": "mad"}}}, "datasets.m.qc: has to be a section"),
+        ({"datasets": {"m": {"path": "a", "qc": {"min_counts": 5}}}}, "used by method: fixed only"),
+        (change(embeddings={"permuted": {"model": "x"}}, models={"x": {"path": "y"}}), "taken by a method"),
+        (
+            change(benchmarks={"b": {"task": "cells", "train": "mine", "label": "x"}}),
+            "b.train: has to be a list",
+        ),
+        (
+            change(
+                benchmarks={
+                    "genes": {"task": "genes", "dataset": "mine", "labels": {"path": "x", "positive": True}}
+                }
+            ),
+            "benchmarks.genes.labels.positive: has to be text; put it in quotes",
+        ),
         (
             change(benchmarks={"b": {"task": "cells", "train": ["mine"], "test": ["mine"], "label": "x"}}),
             "in train and",
@@ -87,8 +103,10 @@ def test_config_that_is_not_a_mapping(tmp_path: Path) -> None:
 
 
 def test_generated_texts_are_current() -> None:
-    assert (ROOT / "config" / "README.md").read_text() == config.readme(), "run python -m cellformers.config"
-    assert (ROOT / "workflow" / "schemas" / "config.schema.json").read_text() == config.schema_text()
+    assert (ROOT / "config" / "README.md").read_text() == config_docs.readme(), (
+        "run python -m cellformers.config_docs"
+    )
+    assert (ROOT / "workflow" / "schemas" / "config.schema.json").read_text() == config_docs.schema_text()
 
 
 def test_every_key_is_explained() -> None:

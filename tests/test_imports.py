@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "workflow" / "cellformers"
 ORDER = [
-    "errors", "revisions", "progress", "config", "io", "vocabulary", "genes", "counts", "qc", "doublets",
+    "errors", "revisions", "progress", "config", "config_docs", "io", "vocabulary", "genes", "counts", "qc", "doublets",
     "histograms", "medians", "ranking", "tokens", "models", "embedding", "gather", "embed_file", "api", "training",
     "evaluate", "simulate", "maps", "plots", "report", "doctor", "commands", "cli",
 ]  # fmt: skip

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from cellformers.errors import UserError
 from cellformers.evaluate.folds import group_folds, hash_order, permuted, stratified_folds
 from cellformers.evaluate.splitfile import read_split
 from cellformers.evaluate.splits import make_cell_split, make_gene_split
+from cellformers.io.files import stamp, write_table
 
 
 def test_units_are_held_out_one_by_one_or_in_balanced_groups(atlas: Any, tmp_path: Path) -> None:
@@ -113,6 +115,25 @@ def test_numbers_are_labels_too(build: Any, tmp_path: Path) -> None:
     split = make_cell_split(cells={"d": cells}, label="day", output=tmp_path / "s.json", folds=2)
     assert split.classes == ["0", "0.5", "15", "7"]
     assert split.content["excluded"]["no label"] == 1
+
+
+def test_a_column_of_numbers_or_names_is_no_label(build: Any, tmp_path: Path) -> None:
+    cells = build.cells(cell_id=list("abc"), who=["x", "y", "z"])
+    with pytest.raises(UserError, match="3 classes for 3 cells"):
+        make_cell_split(cells={"d": cells}, label="who", output=tmp_path / "s.json")
+
+
+def test_a_transfer_between_copies_is_refused(build: Any, tmp_path: Path) -> None:
+    paths = {}
+    for name, digest in (("a", "sha256:1"), ("b", "sha256:1"), ("c", "sha256:2")):
+        path = build.cells(name, cell_id=["1", "2", "3", "4"], line=["x", "y", "x", "y"])
+        made = stamp("qc", 1, parameters={}, inputs={"dataset": digest})
+        write_table(pq.read_table(path), path, made)
+        paths[name] = path
+    sides = {"label": "line", "train": ["a"], "both_ways": False, "output": tmp_path / "s.json"}
+    with pytest.raises(UserError, match="are one dataset"):
+        make_cell_split(cells={k: paths[k] for k in "ab"}, test=["b"], **sides)
+    assert make_cell_split(cells={k: paths[k] for k in "ac"}, test=["c"], **sides).folds
 
 
 def test_transfer_goes_both_ways_and_reports_one_sided_classes(build: Any, tmp_path: Path) -> None:

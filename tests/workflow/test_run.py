@@ -3,15 +3,18 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[2]
@@ -106,6 +109,37 @@ def test_scores_stand_beside_their_controls(runs: Path) -> None:
     assert set(types) == {"split", "tiny", "tiny-random", "pca_hvg", "log_counts", "permuted"}
     value = {name: score["metrics"]["macro_f1"]["value"] for name, score in types.items() if name != "split"}
     assert value["permuted"] < 0.3 < value["pca_hvg"]
+
+
+@pytest.mark.parametrize(
+    ("change", "first", "spared"),
+    [
+        (lambda c: None, None, "qc"),
+        (lambda c: c["datasets"]["atlas"].update(qc={"method": "mad"}), "qc", "ingest_atlas"),
+        (lambda c: c["datasets"]["atlas"].update(make_unique=True), "ingest_atlas", "ingest_second"),
+        (lambda c: c["datasets"]["atlas"].update(label="batch"), "columns", "embed"),
+        (lambda c: c["benchmarks"]["types"].pop("unit"), "split", "embed"),
+        (lambda c: c["benchmarks"]["types"].update(note="a caveat"), "split", "embed"),
+        (lambda c: c["embeddings"]["tiny"].update(layer=0), "embed", "pretrain"),
+        (lambda c: c["models"]["tiny"]["pretrain"].update(steps=21), "pretrain", "tokenize"),
+        (lambda c: c.update(seed=1), "split", "qc"),
+    ],
+)
+def test_a_changed_key_reruns_what_depends_on_it(
+    snakemake: Run, runs: Path, change: Callable[[Any], None], first: str | None, spared: str
+) -> None:
+    if not (runs / "1" / "results" / "benchmarks.tsv").exists():
+        pytest.skip("the run with one shard did not complete")
+    config = small(1)
+    change(config)
+    other = runs / "changed.yaml"
+    other.write_text(yaml.safe_dump(config))
+    target = ("--dry-run", "--quiet", "host", "--", "results/benchmarks.tsv")
+    done = snakemake(runs / "1", None, "--configfile", str(other), *target)
+    assert done.returncode == 0, done.stdout + done.stderr
+    planned = set(re.findall(r"^(\w+) +\d+$", done.stdout + done.stderr, flags=re.MULTILINE))
+    assert spared not in planned
+    assert first in planned if first else not planned
 
 
 def test_killed_run_goes_on_to_the_same_bytes(snakemake: Run, runs: Path) -> None:

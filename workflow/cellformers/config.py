@@ -1,10 +1,7 @@
-"""The configuration of the workflow: defaults, validation and the text of config/README.md in one place.
+"""The configuration of the workflow: defaults and validation in one place (its texts: `config_docs`).
 
-    python -m cellformers.config
-
-writes `config/README.md` and `workflow/schemas/config.schema.json` from the models below; a test fails when they
-drift. The config holds science only: threads, memory, partitions and output folders belong to profiles and to
-the command line. Paths are relative to the working directory of the run.
+The config holds science only: threads, memory, partitions and output folders belong to profiles and to the command
+line. Paths are relative to the working directory of the run.
 """
 
 import re
@@ -17,7 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cellformers.errors import UserError, did_you_mean
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
-RESERVED = ("benchmarks", "corpora", "models", "simulated", "vocabularies")
+RESERVED = (
+    "benchmarks", "corpora", "figures", "logs", "models", "runtime", "simulated", "vocabularies",
+    "benchmarks.tsv", "config.yaml", "report.html",
+)  # fmt: skip
+METHODS = (
+    "pca_hvg", "log_counts", "mean_expression", "detection", "coexpression_pca", "permuted", "oracle",
+)  # fmt: skip
 RANDOM_SUFFIX = "-random"
 
 
@@ -60,6 +63,13 @@ class QC(Section):
     doublets: bool = Field(
         False, description="score doublets with scrublet, per batch over the whole dataset, and drop them"
     )
+
+    @model_validator(mode="after")
+    def _only_what_counts(self) -> Self:
+        for key in ("min_counts", "max_counts", "max_mito_fraction"):
+            if getattr(self, key) is not None and self.method != "fixed":
+                raise ValueError(f"{key} is used by method: fixed only, the method is {self.method}")
+        return self
 
 
 class Dataset(Section):
@@ -254,6 +264,11 @@ class Config(Section):
         for name in self.datasets:
             if name in RESERVED:
                 raise ValueError(f"datasets: the name {name!r} is taken by a results folder")
+        for name in self.embeddings:
+            if name in (*METHODS, "split"):
+                raise ValueError(
+                    f"embeddings: the name {name!r} is taken by a method or a file of the benchmarks"
+                )
         for name in self.models | self.embeddings:
             if name.endswith(RANDOM_SUFFIX):
                 raise ValueError(
@@ -312,8 +327,20 @@ class Config(Section):
 
 
 def _location(error: Mapping[str, Any]) -> str:
-    parts = [str(p) for p in error["loc"] if p not in ("cells", "genes")]
+    parts = [str(part) for part in error["loc"] if part != "[key]"]
+    if len(parts) > 2 and parts[0] == "benchmarks" and parts[2] in ("cells", "genes"):
+        del parts[2]  # the task, by which pydantic told the two kinds of benchmark apart
     return ".".join(parts)
+
+
+PLAIN = {
+    "string_pattern_mismatch": "names are made of letters, digits and _ . + -, and begin with a letter or digit",
+    "string_type": "has to be text; put it in quotes",
+    "list_type": "has to be a list; write [one, two]",
+    "dict_type": "has to be a section of its own, with keys",
+    "model_type": "has to be a section of its own, with keys",
+    "missing": "is missing",
+}
 
 
 def _section_fields(location: tuple[Any, ...]) -> list[str]:
@@ -359,7 +386,7 @@ def load(values: Mapping[str, Any], *, path: str | Path = "config") -> Config:
             key = str(error["loc"][-1])
             hint = did_you_mean(key, _section_fields(error["loc"]))
             raise UserError(f"unknown key {where!r}", path=path, fix=hint) from None
-        message = re.sub(r"^Value error, ", "", str(error["msg"]))
+        message = PLAIN.get(error["type"]) or re.sub(r"^Value error, ", "", str(error["msg"]))
         raise UserError(f"{where}: {message}" if where else message, path=path) from None
 
 
@@ -377,70 +404,3 @@ def load_file(path: str | Path) -> Config:
         {k: v for k, v in values.items() if k != "pathvars"} if isinstance(values, dict) else values,
         path=path,
     )
-
-
-def _type_text(schema: Mapping[str, Any]) -> str:
-    if "enum" in schema:
-        return " \\| ".join(f"`{v}`" for v in schema["enum"])
-    if "const" in schema:
-        return f"`{schema['const']}`"
-    if "anyOf" in schema:
-        return " or ".join(_type_text(s) for s in schema["anyOf"] if s.get("type") != "null")
-    if "$ref" in schema:
-        return "section"
-    if schema.get("type") == "array":
-        return f"list of {_type_text(schema['items'])}"
-    if schema.get("type") == "object":
-        return "table"
-    if schema.get("format") == "path":
-        return "path"
-    return str(schema.get("type", "value"))
-
-
-def readme() -> str:
-    """The text of config/README.md: every key of every section."""
-    lines = [
-        "# The configuration",
-        "",
-        "Written by `python -m cellformers.config` from the models in `workflow/cellformers/config.py`; don't",
-        "edit it by hand.",
-        "",
-        "`config.yaml` is the quickstart, `example-own-data.yaml` a template for files of your own. Paths are",
-        "relative to the folder the run works in. Threads, memory and clusters are set by profiles, never here.",
-    ]
-    sections: list[tuple[str, type[Section]]] = [
-        ("top level", Config), ("simulate", Simulate), ("datasets.NAME", Dataset), ("datasets.NAME.qc", QC),
-        ("datasets.NAME.labels", Labels), ("corpora.NAME", Corpus), ("vocabularies.NAME", VocabularySource),
-        ("models.NAME", Model), ("models.NAME.pretrain", Pretrain), ("embeddings.NAME", Embedding),
-        ("benchmarks.NAME, task cells", CellBenchmark), ("benchmarks.NAME, task genes", GeneBenchmark),
-        ("benchmarks.NAME.labels", GeneLabels), ("benchmarks.NAME.published", Published),
-    ]  # fmt: skip
-    for title, model in sections:
-        schema = model.model_json_schema()
-        lines += ["", f"## {title}", "", (model.__doc__ or "").strip(), "", "| key | type | default | what |"]
-        lines += ["| --- | --- | --- | --- |"]
-        for key, field in model.model_fields.items():
-            if field.is_required():
-                default = "(required)"
-            elif field.default_factory is not None:
-                default = ""
-            else:
-                default = "" if field.default is None else f"`{field.default}`"
-            lines.append(
-                f"| `{key}` | {_type_text(schema['properties'][key])} | {default} | {field.description} |"
-            )
-    return "\n".join(lines) + "\n"
-
-
-def schema_text() -> str:
-    """The JSON schema of the configuration (draft 2020-12)."""
-    import json
-
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
-    return json.dumps(schema, indent=2) + "\n"
-
-
-if __name__ == "__main__":
-    root = Path(__file__).parents[2]
-    (root / "config" / "README.md").write_text(readme(), encoding="utf-8")
-    (root / "workflow" / "schemas" / "config.schema.json").write_text(schema_text(), encoding="utf-8")

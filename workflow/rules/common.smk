@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from snakemake.exceptions import WorkflowError
 
-from cellformers.config import RANDOM_SUFFIX, CellBenchmark, load as load_config
+from cellformers.config import METHODS, RANDOM_SUFFIX, CellBenchmark, load as load_config
 from cellformers.errors import UserError
 from cellformers.io.samples import read_sample_table
 from cellformers.revisions import REVISIONS
@@ -47,6 +47,7 @@ wildcard_constraints:
     pretrained=one_of([name for name, model in CONFIG.models.items() if model.pretrain]),
     embedding=one_of([*CONFIG.embeddings, *(name + RANDOM_SUFFIX for name in CONFIG.embeddings)]),
     benchmark=one_of(CONFIG.benchmarks),
+    method=one_of([*CONFIG.embeddings, *(name + RANDOM_SUFFIX for name in CONFIG.embeddings), *METHODS]),
     shard=r"\d{4}-of-\d{4}",
 
 

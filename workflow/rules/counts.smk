@@ -136,8 +136,32 @@ rule qc:
         runtime=minutes(20),
     params:
         revision=REVISIONS["qc"],
+        settings=qc_settings,
         options=qc_options,
         folder=subpath(output.thresholds, parent=True),
     shell:
         "cellformers qc {input.metrics} --metadata {input.metadata} {params.options} "
         "-o {output.cells} --report {params.folder} 2> {log}"
+
+
+# Early, and apart from QC: another label must not re-run what does not depend on it.
+rule columns:
+    input:
+        "<results>/{dataset}/metadata.parquet",
+    output:
+        "<results>/{dataset}/qc/columns.json",
+    log:
+        "<logs>/{dataset}/columns.log",
+    benchmark:
+        "<benchmarks>/{dataset}/columns.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(500, 5),
+        runtime=minutes(5),
+    params:
+        revision=REVISIONS["qc"],
+        options=needed_columns,
+    shell:
+        "cellformers check-columns {input} {params.options} -o {output} 2> {log}"

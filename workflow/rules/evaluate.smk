@@ -18,6 +18,7 @@ rule split:
         runtime=minutes(10),
     params:
         revision=REVISIONS["split"],
+        settings=benchmark_settings,
         options=split_options,
     shell:
         "cellformers split {params.options} -o {output} 2> {log}"
@@ -42,6 +43,7 @@ rule evaluate:
         runtime=minutes(60, 600),
     params:
         revision=REVISIONS["evaluate"],
+        settings=benchmark_settings,
         options=evaluate_options,
     shell:
         "cellformers evaluate --split {input.split} {params.options} "

@@ -16,6 +16,26 @@ def doublet_options(wildcards):
     return flags(batch=CONFIG.datasets[wildcards.dataset].batch, seed=CONFIG.seed)
 
 
+def qc_settings(wildcards):
+    """What of the config QC depends on: Snakemake re-runs a job for its params only if they don't take `input`."""
+    return CONFIG.datasets[wildcards.dataset].qc.model_dump_json()
+
+
+def benchmark_settings(wildcards):
+    """What of the config a benchmark depends on; see `qc_settings`."""
+    return f"{CONFIG.benchmarks[wildcards.benchmark].model_dump_json()} seed={CONFIG.seed}"
+
+
+def needed_columns(wildcards):
+    """The metadata columns that the config names for a dataset."""
+    dataset = CONFIG.datasets[wildcards.dataset]
+    columns = [dataset.label, dataset.batch]
+    for spec in CONFIG.benchmarks.values():
+        if isinstance(spec, CellBenchmark) and wildcards.dataset in spec.train + (spec.test or []):
+            columns += [spec.label, spec.unit]
+    return flags(column=[name for name in dict.fromkeys(columns) if name])
+
+
 def qc_options(wildcards, input):
     qc = CONFIG.datasets[wildcards.dataset].qc
     return flags(

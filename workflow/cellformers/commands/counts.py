@@ -151,4 +151,34 @@ def qc(
             say(f"qc: {name} skipped: {criterion['skipped']}", quiet=quiet)
 
 
-VERBS = {"ingest": ingest, "qc-metrics": qc_metrics, "doublets": doublets, "qc": qc}
+def check_columns(
+    metadata: Annotated[Path, typer.Argument(help="A dataset's metadata.parquet.")],
+    output: opt.Output,
+    column: Annotated[list[str] | None, typer.Option(help="A column that has to be there.")] = None,
+) -> None:
+    """Check that a dataset has the metadata columns that a config names, and write them down.
+
+    Example: cellformers check-columns metadata.parquet --column cell_type --column donor -o columns.json
+    """
+    from cellformers.errors import did_you_mean
+    from cellformers.io.files import open_parquet, write_json
+
+    with open_parquet(metadata) as file:
+        there = [name for name in file.schema_arrow.names if name != "cell_id"]
+    for name in column or []:
+        if name not in there:
+            raise UserError(
+                f"has no column {name!r}, which the config names",
+                path=metadata,
+                fix=did_you_mean(name, there),
+            )
+    write_json({"needed": column or [], "there": there}, output)
+
+
+VERBS = {
+    "check-columns": check_columns,
+    "ingest": ingest,
+    "qc-metrics": qc_metrics,
+    "doublets": doublets,
+    "qc": qc,
+}

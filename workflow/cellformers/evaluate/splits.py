@@ -17,7 +17,7 @@ from cellformers.errors import UserError, did_you_mean
 from cellformers.evaluate.folds import group_folds, stratified_folds
 from cellformers.evaluate.splitfile import Split, cells_digest, check_sides, check_units, row_names
 from cellformers.evaluate.tables import Cells, read_cells, read_gene_table, read_vectors
-from cellformers.io.files import digest_arrays, read_json, stamp, write_json
+from cellformers.io.files import digest_arrays, read_json, read_metadata, stamp, write_json
 from cellformers.revisions import REVISIONS
 
 SHOWN = 3  # units spelt out in the name of a fold
@@ -119,6 +119,19 @@ def _choose(
     return "stratified", "cell"
 
 
+def _check_apart(cells: Mapping[str, Path], train: Sequence[str], test: Sequence[str]) -> None:
+    """Refuse a transfer between two copies of one dataset, known by the digests of their counts."""
+    digests = {name: read_metadata(cells[name]).get("inputs", {}).get("dataset") for name in (*train, *test)}
+    for a in train:
+        for b in test:
+            if digests[a] is not None and digests[a] == digests[b]:
+                raise UserError(
+                    f"holds the same counts as {cells[a]}: {a!r} and {b!r} are one dataset",
+                    path=cells[b],
+                    fix="test on other cells than those trained on",
+                )
+
+
 def make_cell_split(
     *,
     cells: Mapping[str, Path],
@@ -168,7 +181,14 @@ def make_cell_split(
     classes = sorted(set(table.label))
     if len(classes) < 2:
         raise UserError(f"label {label!r} has one class ({classes[0]}), nothing to tell apart")
+    if len(classes) == len(table) or len(classes) > max(20, len(table) / 2):
+        raise UserError(
+            f"label {label!r} has {len(classes)} classes for {len(table)} cells",
+            fix="give a column of classes, each with several cells, not of numbers or names",
+        )
     kind, by = _choose(table, train, test, given)
+    if kind == "transfer":
+        _check_apart(cells, train or (), test or ())
     notes = [note] if note else []
     if kind == "given":
         parts = _given(Path(str(given)), row_names(table, by))

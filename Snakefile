@@ -20,14 +20,17 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/helpers.smk"
 include: "workflow/rules/inputs.smk"
 include: "workflow/rules/counts.smk"
+include: "workflow/rules/qc.smk"
 include: "workflow/rules/vocabulary.smk"
 include: "workflow/rules/tokens.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/embed.smk"
 include: "workflow/rules/methods.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/reporting.smk"
 include: "workflow/rules/report.smk"
 
 

@@ -80,20 +80,6 @@ def dataset_files(name):
         raise WorkflowError(str(error)) from None
 
 
-def flags(**options):
-    """Command-line flags for the options that are set."""
-    words = []
-    for key, value in options.items():
-        flag = f"--{key.replace('_', '-')}"
-        if value is True:
-            words.append(flag)
-        elif isinstance(value, list):
-            words += [f"{flag} {shlex.quote(str(item))}" for item in value]
-        elif value is not None and value is not False:
-            words.append(f"{flag} {shlex.quote(str(value))}")
-    return " ".join(words)
-
-
 def plain_model(model):
     """The configured model behind a model or its random-weights twin."""
     return model.removesuffix(RANDOM_SUFFIX)
@@ -160,30 +146,3 @@ def all_tokens():
         for vocabulary in dict.fromkeys([*CONFIG.vocabularies, *(vocabulary_of(m) for m in CONFIG.models)])
         for shard in shard_names(dataset)
     ]
-
-
-def memory(base_mb, per_input_mb=0.0):
-    """A resource function: base plus a share of the input's size, doubled at each retry."""
-
-    def mem_mb(wildcards, input, attempt):
-        return int((base_mb + per_input_mb * input.size_mb) * 2 ** (attempt - 1))
-
-    return mem_mb
-
-
-def minutes(base, per_input_gb=0.0):
-    """A resource function: base plus a share of the input's size, doubled at each retry."""
-
-    def runtime(wildcards, input, attempt):
-        return int((base + per_input_gb * input.size_mb / 1024) * 2 ** (attempt - 1))
-
-    return runtime
-
-
-def folder_of(name):
-    """A parameter function: the folder that the first file of an input lies in."""
-
-    def folder(wildcards, input):
-        return str(Path(input[name][0] if isinstance(name, str) else input[name]).parent)
-
-    return folder

@@ -47,11 +47,6 @@ def split_inputs(wildcards):
     }
 
 
-def named(names, paths):
-    """NAME=PATH words of a command line."""
-    return [f"{name}={path}" for name, path in zip(names, paths)]
-
-
 def split_options(wildcards, input):
     spec = CONFIG.benchmarks[wildcards.benchmark]
     cells_task = isinstance(spec, CellBenchmark)

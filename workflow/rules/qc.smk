@@ -1,0 +1,97 @@
+# Quality control: measures, thresholds, and the table of cells.
+
+
+rule qc_metrics:
+    input:
+        "<results>/{dataset}/counts/{shard}.h5ad",
+    output:
+        "<results>/{dataset}/qc/metrics/{shard}.parquet",
+    log:
+        "<logs>/{dataset}/qc_metrics/{shard}.log",
+    benchmark:
+        "<benchmarks>/{dataset}/qc_metrics/{shard}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1500),
+        runtime=minutes(10, 10),
+    params:
+        revision=REVISIONS["qc"],
+    shell:
+        "cellformers qc-metrics {input} -o {output} 2> {log}"
+
+
+rule doublets:
+    input:
+        counts=per_shard("<results>/{dataset}/counts/{shard}.h5ad"),
+        metadata="<results>/{dataset}/metadata.parquet",
+    output:
+        "<results>/{dataset}/qc/doublets.parquet",
+    log:
+        "<logs>/{dataset}/doublets.log",
+    benchmark:
+        "<benchmarks>/{dataset}/doublets.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(3000, 10),
+        runtime=minutes(30, 600),
+    params:
+        revision=REVISIONS["doublets"],
+        options=doublet_options,
+    shell:
+        "cellformers doublets {input.counts} --metadata {input.metadata} {params.options} -o {output} 2> {log}"
+
+
+rule qc:
+    input:
+        metrics=per_shard("<results>/{dataset}/qc/metrics/{shard}.parquet"),
+        metadata="<results>/{dataset}/metadata.parquet",
+        doublets=doublet_scores,
+    output:
+        cells="<results>/{dataset}/cells.parquet",
+        thresholds="<results>/{dataset}/qc/thresholds.json",
+        figures=multiext("<results>/{dataset}/qc/thresholds", ".png", ".svg"),
+    log:
+        "<logs>/{dataset}/qc.log",
+    benchmark:
+        "<benchmarks>/{dataset}/qc.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 20),
+        runtime=minutes(20),
+    params:
+        revision=REVISIONS["qc"],
+        settings=qc_settings,
+        options=qc_options,
+        folder=subpath(output.thresholds, parent=True),
+    shell:
+        "cellformers qc {input.metrics} --metadata {input.metadata} {params.options} "
+        "-o {output.cells} --report {params.folder} 2> {log}"
+
+
+# Early, and apart from QC: another label must not re-run what does not depend on it.
+rule columns:
+    input:
+        "<results>/{dataset}/metadata.parquet",
+    output:
+        "<results>/{dataset}/qc/columns.json",
+    log:
+        "<logs>/{dataset}/columns.log",
+    benchmark:
+        "<benchmarks>/{dataset}/columns.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(500, 5),
+        runtime=minutes(5),
+    params:
+        revision=REVISIONS["qc"],
+        options=needed_columns,
+    shell:
+        "cellformers check-columns {input} {params.options} -o {output} 2> {log}"

@@ -34,7 +34,7 @@ import torch
 from transformers import BertForMaskedLM
 
 from cellformers.embedding import cell_step
-from cellformers.models import geneformer
+from cellformers.models import checkpoints, layouts
 from cellformers.models.batches import DTYPES, runner
 from cellformers.models.bert_config import Config
 from cellformers.tokens import read_tokens
@@ -122,9 +122,9 @@ def main() -> int:
 
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        geneformer.save(geneformer.random_model(chosen["config"], seed=0), folder)
+        checkpoints.save(layouts.random_model(chosen["config"], seed=0), folder)
         theirs = BertForMaskedLM.from_pretrained(folder).eval()
-        ours = geneformer.load(folder, dtype=DTYPES[options.dtype])
+        ours = checkpoints.load(folder, dtype=DTYPES[options.dtype])
     step = cell_step(ours, mode=chosen["mode"], layer=LAYER, special=chosen["special"])
 
     def run_theirs(batch: list[np.ndarray]) -> torch.Tensor:

@@ -11,7 +11,7 @@ from token_files import make_cells, make_model, make_vocabulary, write_shards, w
 from cellformers.embedding import default_mode, embed_cells, merge_gene_sums, sum_genes
 from cellformers.errors import UserError
 from cellformers.io.files import read_metadata
-from cellformers.models import geneformer
+from cellformers.models import checkpoints
 
 LENGTHS = (40, 7, 60, 1, 13, 25, 9, 50)
 
@@ -38,7 +38,7 @@ def vectors(path):
 
 
 def hidden_states(model, cells, layer):
-    network = geneformer.load(model)
+    network = checkpoints.load(model)
     with torch.inference_mode():
         return [
             network(torch.from_numpy(c.astype(np.int64)), torch.tensor([0, len(c)]), layer=layer).numpy()
@@ -234,12 +234,12 @@ def test_sums_of_different_models_do_not_merge(v2, tmp_path):
 
 def test_states_beyond_the_range_of_exact_sums_are_refused(v2, tmp_path):
     _, _, model, tokens = v2
-    network = geneformer.load(model)
+    network = checkpoints.load(model)
     network.layers[-2].output_norm.weight.fill_(1e4)
-    geneformer.save(network, model)
+    checkpoints.save(network, model)
     with pytest.raises(UserError, match="beyond the range"):
         sum_genes(tokens, model, tmp_path / "s.parquet", layer=-1)
     network.layers[-2].output_norm.weight.fill_(float("nan"))
-    geneformer.save(network, model)
+    checkpoints.save(network, model)
     with pytest.raises(UserError, match="beyond the range"):
         sum_genes(tokens, model, tmp_path / "s.parquet", layer=-1)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from cellformers.io.files import stamp, write_table
-from cellformers.models import geneformer
+from cellformers.models import checkpoints, layouts
 from cellformers.models.bert_config import Config
 from cellformers.vocabulary import CONTEXT_LENGTH, SPECIAL_TOKENS, Vocabulary
 
@@ -41,7 +41,7 @@ def make_config(vocabulary: Vocabulary, **changes: Any) -> Config:
 
 def make_model(folder: Path, vocabulary: Vocabulary, *, seed: int = 0, **changes: Any) -> Path:
     folder.mkdir(parents=True)
-    geneformer.save(geneformer.random_model(make_config(vocabulary, **changes), seed=seed), folder)
+    checkpoints.save(layouts.random_model(make_config(vocabulary, **changes), seed=seed), folder)
     vocabulary.save(folder / "vocabulary")
     return folder
 

@@ -7,7 +7,7 @@ import torch
 from token_files import make_cells, make_config, make_model, make_vocabulary, write_tokens
 
 from cellformers.embedding import embed_cells, merge_gene_sums, sum_genes
-from cellformers.models import geneformer
+from cellformers.models import layouts
 from cellformers.models.attention import backend
 from cellformers.training.pretrain import pretrain
 
@@ -51,7 +51,7 @@ def test_gene_embeddings_are_those_of_the_cpu(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_cell_alone_equals_the_same_cell_in_a_batch(dtype):
     config = make_config(make_vocabulary(), hidden_size=64, initializer_range=0.5)
-    model = geneformer.random_model(config, seed=1).to("cuda", dtype).eval()
+    model = layouts.random_model(config, seed=1).to("cuda", dtype).eval()
     parts = [torch.randint(2, 60, (n,), device="cuda") for n in LENGTHS]
     bounds = torch.tensor([0, *LENGTHS]).cumsum(0)
     with torch.inference_mode():
@@ -71,7 +71,7 @@ def test_the_variable_length_kernel_is_taken_in_half_precision():
 
 def test_no_layer_waits_for_the_device():
     config = make_config(make_vocabulary(), hidden_size=64)
-    model = geneformer.random_model(config, seed=1).to("cuda", torch.bfloat16).eval()
+    model = layouts.random_model(config, seed=1).to("cuda", torch.bfloat16).eval()
     tokens, bounds = torch.randint(2, 60, (96,), device="cuda"), torch.tensor([0, 40, 96])
     with torch.inference_mode():
         model(tokens, bounds)

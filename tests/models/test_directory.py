@@ -8,7 +8,7 @@ import torch
 from token_files import make_model, make_vocabulary
 
 from cellformers.errors import UserError
-from cellformers.models import directory, geneformer
+from cellformers.models import checkpoints, directory
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_randomize_keeps_everything_but_the_weights(tmp_path, vocabulary):
         directory.randomize(source, tmp_path / name, seed=7)
     assert directory.model_digest(tmp_path / "a") == directory.model_digest(tmp_path / "b")
     assert directory.model_digest(tmp_path / "a") != directory.model_digest(source)
-    assert geneformer.read_config(tmp_path / "a") == geneformer.read_config(source)
+    assert checkpoints.read_config(tmp_path / "a") == checkpoints.read_config(source)
     random = directory.open_model(tmp_path / "a")
     assert random.vocabulary.digest == vocabulary.digest
     assert torch.isfinite(random.network.words.weight).all()

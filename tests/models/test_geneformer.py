@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from token_files import make_config, make_vocabulary
 
 from cellformers.errors import UserError
-from cellformers.models import geneformer
+from cellformers.models import checkpoints, layouts
 from cellformers.models.bert_config import Config
 
 transformers = pytest.importorskip("transformers")
@@ -55,7 +55,7 @@ def pack(parts):
 )
 def test_every_hidden_state_is_that_of_transformers(shape, lengths, tmp_path):
     theirs = reference(shape, tmp_path)
-    ours = geneformer.load(tmp_path)
+    ours = checkpoints.load(tmp_path)
     parts = sequences(lengths, shape["vocab_size"])
     flat, bounds = pack(parts)
     with torch.inference_mode():
@@ -69,7 +69,7 @@ def test_every_hidden_state_is_that_of_transformers(shape, lengths, tmp_path):
 @pytest.mark.parametrize("act", ["relu", "gelu"])
 def test_logits_are_those_of_transformers(act, tmp_path):
     theirs = reference(SMALL, tmp_path, hidden_act=act)
-    ours = geneformer.load(tmp_path)
+    ours = checkpoints.load(tmp_path)
     (part,) = sequences((40,), 90)
     with torch.inference_mode():
         logits = ours.logits(ours(part, torch.tensor([0, 40])))
@@ -78,7 +78,7 @@ def test_logits_are_those_of_transformers(act, tmp_path):
 
 def test_a_cell_alone_equals_the_same_cell_in_a_batch():
     config = make_config(make_vocabulary(), hidden_size=64, max_position_embeddings=2048)
-    model = geneformer.random_model(config, seed=1).eval()
+    model = layouts.random_model(config, seed=1).eval()
     parts = sequences((1, 5, 11, 16, 200, 0, 700), 60)
     flat, bounds = pack(parts)
     with torch.inference_mode():
@@ -89,7 +89,7 @@ def test_a_cell_alone_equals_the_same_cell_in_a_batch():
 
 def test_no_token_attends_beyond_its_cell():
     config = make_config(make_vocabulary(), initializer_range=0.5)
-    model = geneformer.random_model(config, seed=1).eval()
+    model = layouts.random_model(config, seed=1).eval()
     first, second, other = sequences((20, 30, 30), 60)
     with torch.inference_mode():
         a, b = (model(*pack([first, part])) for part in (second, other))
@@ -99,7 +99,7 @@ def test_no_token_attends_beyond_its_cell():
 
 @pytest.mark.parametrize("layer", [0, -1, -3])
 def test_wanted_rows_equal_those_of_the_whole(layer):
-    model = geneformer.random_model(make_config(make_vocabulary()), seed=1).eval()
+    model = layouts.random_model(make_config(make_vocabulary()), seed=1).eval()
     flat, bounds = pack(sequences((20, 30, 3), 60))
     rows = torch.tensor([0, 4, 19, 20, 52])
     with torch.inference_mode():
@@ -108,7 +108,7 @@ def test_wanted_rows_equal_those_of_the_whole(layer):
 
 
 def test_gradients_of_packed_cells_are_the_sum_over_cells_alone():
-    model = geneformer.random_model(make_config(make_vocabulary()), seed=1).train()
+    model = layouts.random_model(make_config(make_vocabulary()), seed=1).train()
     model.config = make_config(make_vocabulary(), hidden_dropout_prob=0.0)
     for layer in model.layers:
         layer.dropout = layer.attention_dropout = 0.0
@@ -124,7 +124,7 @@ def test_gradients_of_packed_cells_are_the_sum_over_cells_alone():
 
 def test_what_we_save_transformers_loads(tmp_path):
     theirs = reference(SMALL, tmp_path / "theirs")
-    geneformer.save(geneformer.load(tmp_path / "theirs"), tmp_path / "ours")
+    checkpoints.save(checkpoints.load(tmp_path / "theirs"), tmp_path / "ours")
     loaded, info = transformers.BertForMaskedLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -132,9 +132,9 @@ def test_what_we_save_transformers_loads(tmp_path):
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
     again = load_file(tmp_path / "ours" / "model.safetensors")
-    assert list(geneformer.published_shapes(geneformer.read_config(tmp_path / "ours"))) == [
+    assert list(layouts.published_shapes(checkpoints.read_config(tmp_path / "ours"))) == [
         name
-        for name in geneformer.published_shapes(geneformer.read_config(tmp_path / "theirs"))
+        for name in layouts.published_shapes(checkpoints.read_config(tmp_path / "theirs"))
         if name in again
     ]
 
@@ -142,7 +142,7 @@ def test_what_we_save_transformers_loads(tmp_path):
 def test_random_weights_depend_on_the_seed_alone(tmp_path):
     config = make_config(make_vocabulary())
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
-        geneformer.save(geneformer.random_model(config, seed=seed), tmp_path / name)
+        checkpoints.save(layouts.random_model(config, seed=seed), tmp_path / name)
     a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert a == b != c
     weights = load_file(tmp_path / "a" / "model.safetensors")
@@ -153,7 +153,7 @@ def test_random_weights_depend_on_the_seed_alone(tmp_path):
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    geneformer.save(geneformer.random_model(make_config(make_vocabulary()), seed=0), tmp_path)
+    checkpoints.save(layouts.random_model(make_config(make_vocabulary()), seed=0), tmp_path)
     return tmp_path
 
 
@@ -164,7 +164,7 @@ def rewrite(folder, change):
 
 
 def test_older_releases_leftovers_and_stored_ties_are_tolerated(saved):
-    before = geneformer.load(saved).state_dict()
+    before = checkpoints.load(saved).state_dict()
 
     def add(tensors):
         tensors["bert.embeddings.position_ids"] = torch.arange(128)[None]
@@ -174,7 +174,7 @@ def test_older_releases_leftovers_and_stored_ties_are_tolerated(saved):
         tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"].clone()
 
     rewrite(saved, add)
-    after = geneformer.load(saved).state_dict()
+    after = checkpoints.load(saved).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -198,7 +198,7 @@ KEY = "bert.encoder.layer.1.attention.self.key.weight"
 def test_a_wrong_tensor_is_named(saved, change, words):
     rewrite(saved, change)
     with pytest.raises(UserError) as error:
-        geneformer.load(saved)
+        checkpoints.load(saved)
     assert all(word in str(error.value) for word in [*words, "model.safetensors"])
 
 
@@ -206,12 +206,12 @@ def test_truncated_and_missing_weights(saved):
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
     with pytest.raises(UserError, match="not readable as safetensors"):
-        geneformer.load(saved)
+        checkpoints.load(saved)
     weights.unlink()
     with pytest.raises(UserError, match="no such file"):
-        geneformer.load(saved)
+        checkpoints.load(saved)
     with pytest.raises(UserError, match="no such model directory"):
-        geneformer.load(saved / "nowhere")
+        checkpoints.load(saved / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_config_that_can_not_be_is_refused(saved, changes, words):
     path = saved / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(UserError, match=words):
-        geneformer.load(saved)
+        checkpoints.load(saved)
 
 
 def test_the_config_survives_writing_and_other_json_is_refused():
@@ -246,7 +246,7 @@ def test_the_config_survives_writing_and_other_json_is_refused():
 
 
 def test_layers_that_do_not_exist(saved):
-    model = geneformer.load(saved)
+    model = checkpoints.load(saved)
     for layer in (1, -4):
         with pytest.raises(UserError, match=f"no layer {layer}"):
             model(torch.tensor([2, 3]), torch.tensor([0, 2]), layer=layer)

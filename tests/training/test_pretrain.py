@@ -10,7 +10,7 @@ from token_files import make_atlas, make_cells, make_vocabulary, write_shards, w
 
 from cellformers.embedding import embed_cells
 from cellformers.errors import UserError
-from cellformers.models import geneformer
+from cellformers.models import checkpoints, layouts
 from cellformers.models.directory import open_model
 from cellformers.training.pretrain import pretrain, rate_at
 
@@ -81,10 +81,10 @@ def test_the_result_is_a_model_like_any_other(atlas, tmp_path):
 
 def test_no_steps_give_the_random_network(atlas, tmp_path):
     result = train(atlas, tmp_path / "m", steps=0)
-    network = geneformer.load(tmp_path / "m")
-    random = geneformer.random_model(network.config, seed=0)
+    network = checkpoints.load(tmp_path / "m")
+    random = layouts.random_model(network.config, seed=0)
     for name, tensor in network.state_dict().items():
-        if name != "head_bias":  # which starts at the frequencies of genes
+        if name != "head.bias":  # which starts at the frequencies of genes
             assert torch.equal(tensor, random.state_dict()[name]), name
     assert result["improvement"] == pytest.approx(0, abs=0.1)
     assert result["n_tokens"] == 0

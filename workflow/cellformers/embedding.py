@@ -24,8 +24,9 @@ from cellformers.errors import UserError, did_you_mean
 from cellformers.io.arrow import as_numbers, numbers, strings
 from cellformers.io.files import METADATA_KEY, atomic_path, read_metadata, read_table, stamp, write_table
 from cellformers.models.batches import Step, pick_device, pick_dtype, runner
+from cellformers.models.checkpoints import read_config
 from cellformers.models.directory import VOCABULARY, Model, open_model
-from cellformers.models.geneformer import Geneformer, read_config
+from cellformers.models.geneformer import Geneformer
 from cellformers.revisions import REVISIONS
 from cellformers.tokens import TokenBatch, check_vocabulary, read_tokens
 from cellformers.vocabulary import Vocabulary

@@ -21,10 +21,22 @@ _LIMITS = {
 _FRACTIONS = {
     "layer_norm_eps": (0.0, 1e-2),
     "hidden_dropout_prob": (0.0, 0.99),
+    "classifier_dropout": (0.0, 0.99),
     "attention_probs_dropout_prob": (0.0, 0.99),
     "initializer_range": (0.0, 10.0),
 }
 _ACTIVATIONS = ("relu", "gelu")
+# What stands on the encoder, by the class that published it; NVIDIA's exports put TE before the name.
+HEADS = {
+    "BertForMaskedLM": "masked",
+    "BertForSequenceClassification": "cell",
+    "BertForTokenClassification": "gene",
+    "GeneformerMultiTask": "tasks",
+    "BertModel": "none",
+}
+POOLINGS = ("first", "attention")
+MAX_LABELS = 100_000
+
 # Variants of BERT whose weights have the same names but mean something else.
 _VARIANTS = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 
@@ -46,6 +58,16 @@ class Config:
     initializer_range: float = 0.02
     type_vocab_size: int = 2
     pad_token_id: int = 0
+    head: str = "masked"  # a value of HEADS
+    labels: tuple[str, ...] = ()  # classes of a cell or gene classifier, by id
+    tasks: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (name, classes) of each task
+    pooling: str = "first"  # of tasks: see POOLINGS
+    classifier_dropout: float | None = None
+
+    @property
+    def head_dropout(self) -> float:
+        """Dropout before a classifier: its own, else that of the hidden states."""
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
     @classmethod
     def from_dict(cls, data: Any, *, path: str | Path | None = None) -> Self:
@@ -67,8 +89,10 @@ class Config:
                 raise UserError(
                     f"{name} {data[name]!r} is not supported", path=path, fix=f"only {value!r} is"
                 )
-        values = {}
+        values = _head(data, path)
         for field in fields(cls):
+            if field.name in values:
+                continue
             if field.name in data and data[field.name] is not None:
                 values[field.name] = _checked(field.name, data[field.name], path)
             elif field.name in _LIMITS and field.name not in ("type_vocab_size", "pad_token_id"):
@@ -86,13 +110,23 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a config.json that transformers loads as BertForMaskedLM."""
-        return {
-            "architectures": ["BertForMaskedLM"],
+        own = ("head", "labels", "tasks", "pooling", "classifier_dropout")
+        values = {
+            "architectures": [next(name for name, head in HEADS.items() if head == self.head)],
             "model_type": "bert",
-            **asdict(self),
+            **{name: value for name, value in asdict(self).items() if name not in own},
             "is_decoder": False,
             "tie_word_embeddings": True,
         }
+        if self.classifier_dropout is not None:
+            values["classifier_dropout"] = self.classifier_dropout
+        if self.labels:
+            values["id2label"] = {str(i): label for i, label in enumerate(self.labels)}
+            values["label2id"] = {label: i for i, label in enumerate(self.labels)}
+        if self.tasks:
+            tasks = {name: list(labels) for name, labels in self.tasks}
+            values["cellformers"] = {"tasks": tasks, "pooling": self.pooling}
+        return values
 
     def depth(self, layer: int) -> int:
         """Encoder layers to compute for `layer` (0 = last, -1 = second to last); UserError if there is none."""
@@ -102,6 +136,45 @@ class Config:
                 fix=f"choose 0 (last) to {-self.num_hidden_layers} (embedding layer)",
             )
         return self.num_hidden_layers + layer
+
+
+def _head(data: Mapping[str, Any], path: str | Path | None) -> dict[str, Any]:
+    """Fields of the head: which, and its classes."""
+    named = data.get("architectures") or ["BertForMaskedLM"]
+    name = named[0] if isinstance(named, list) and isinstance(named[0], str) else ""
+    head = HEADS.get(name.removeprefix("TE").removeprefix("NV"))
+    if head is None:
+        raise UserError(
+            f"architectures {named!r} is not supported", path=path, fix=f"supported: {', '.join(HEADS)}"
+        )
+    values: dict[str, Any] = {"head": head}
+    if head in ("cell", "gene"):
+        values["labels"] = _labels(data.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"}), path)
+    elif head == "tasks":
+        own = data.get("cellformers")
+        tasks = own.get("tasks") if isinstance(own, Mapping) else None
+        if not isinstance(own, Mapping) or not isinstance(tasks, Mapping) or not tasks:
+            raise UserError("lacks the tasks of its heads", path=path, fix="fine-tune it again")
+        values["pooling"] = own.get("pooling", "first")
+        if values["pooling"] not in POOLINGS:
+            raise UserError(f"no pooling {values['pooling']!r}", path=path, fix=did_you_mean("", POOLINGS))
+        values["tasks"] = tuple(
+            (str(task), _labels(dict(enumerate(labels)) if isinstance(labels, list) else labels, path))
+            for task, labels in tasks.items()
+        )
+    return values
+
+
+def _labels(found: Any, path: str | Path | None) -> tuple[str, ...]:
+    """Classes in the order of their ids, which have to be 0, 1, 2, ..."""
+    ok = isinstance(found, Mapping) and 2 <= len(found) <= MAX_LABELS
+    by_id = {str(key): value for key, value in found.items()} if ok else {}
+    if not by_id or set(by_id) != {str(i) for i in range(len(by_id))}:
+        raise UserError("id2label does not number two classes or more from 0", path=path)
+    labels = tuple(str(by_id[str(i)]) for i in range(len(by_id)))
+    if len(set(labels)) != len(labels):
+        raise UserError("id2label names a class twice", path=path)
+    return labels
 
 
 def _checked(name: str, value: Any, path: str | Path | None) -> Any:

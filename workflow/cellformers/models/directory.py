@@ -12,9 +12,10 @@ import torch
 
 from cellformers.errors import UserError
 from cellformers.io.files import atomic_dir, digest_file
-from cellformers.models import geneformer
+from cellformers.models import checkpoints, layouts
 from cellformers.models.bert_config import Config
-from cellformers.models.geneformer import CONFIG_FILE, WEIGHTS_FILE, Geneformer
+from cellformers.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE
+from cellformers.models.geneformer import Geneformer
 from cellformers.vocabulary import Vocabulary
 
 VOCABULARY = "vocabulary"
@@ -47,7 +48,7 @@ def open_model(
         If a file is missing or broken, or the vocabulary has more tokens than the network.
     """
     folder = Path(folder)
-    config = geneformer.read_config(folder)
+    config = checkpoints.read_config(folder)
     if not (folder / VOCABULARY).is_dir():
         raise UserError(
             "the model carries no vocabulary/", path=folder,
@@ -55,7 +56,7 @@ def open_model(
         )  # fmt: skip
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     check_fit(vocabulary, config, folder)
-    network = geneformer.load(folder, dtype=dtype, device=device)
+    network = checkpoints.load(folder, dtype=dtype, device=device)
     return Model(folder, network, vocabulary, model_digest(folder))
 
 
@@ -75,7 +76,7 @@ def import_model(source: str | Path, vocabulary: str | Path | None, output: str 
     `source` carries its own.
     """
     source = Path(source)
-    geneformer.read_config(source)
+    checkpoints.read_config(source)
     words = Path(vocabulary) if vocabulary is not None else source / VOCABULARY
     if not words.is_dir():
         raise UserError("no vocabulary folder", path=words, fix="name the vocabulary of this model")
@@ -94,7 +95,7 @@ def import_model(source: str | Path, vocabulary: str | Path | None, output: str 
 def randomize(folder: str | Path, output: str | Path, *, seed: int) -> None:
     """A model directory of the same architecture and vocabulary with random initial weights: a baseline."""
     folder = Path(folder)
-    config = geneformer.read_config(folder)
+    config = checkpoints.read_config(folder)
     with atomic_dir(output) as temporary:
-        geneformer.save(geneformer.random_model(config, seed=seed), temporary)
+        checkpoints.save(layouts.random_model(config, seed=seed), temporary)
         shutil.copytree(folder / VOCABULARY, temporary / VOCABULARY)

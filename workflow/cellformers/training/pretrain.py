@@ -20,11 +20,12 @@ from torch import Tensor
 
 from cellformers.errors import UserError, did_you_mean
 from cellformers.io.files import atomic_dir, digest_arrays, stamp, write_json, write_text
-from cellformers.models import geneformer
+from cellformers.models import checkpoints, layouts
 from cellformers.models.batches import pick_device
 from cellformers.models.bert_config import Config
 from cellformers.models.directory import VOCABULARY
 from cellformers.models.geneformer import Geneformer
+from cellformers.models.heads import MaskedHead
 from cellformers.revisions import REVISIONS
 from cellformers.tokens import check_vocabulary
 from cellformers.training import masking
@@ -50,7 +51,7 @@ def rate_at(step: int, *, steps: int, peak: float, warmup: int, schedule: str) -
 
 def masked_loss(model: Geneformer, batch: Masked, bounds: Array) -> Tensor:
     """Mean cross-entropy, in nats, of the genes at the chosen positions."""
-    device = model.head_bias.device
+    device = model.words.weight.device
     hidden = model(
         torch.from_numpy(batch.tokens).to(device),
         torch.from_numpy(bounds),
@@ -120,10 +121,11 @@ class _Data:
 
 def _initial(config: Config, data: _Data, *, seed: int, device: torch.device) -> Geneformer:
     """Random weights, with an output bias that already knows how frequent each gene is."""
-    model = geneformer.random_model(config, seed=seed)
+    model = layouts.random_model(config, seed=seed)
+    assert isinstance(model.head, MaskedHead)
     with torch.no_grad():
-        model.head_bias.fill_(float(data.log_frequencies().min()))
-        model.head_bias[torch.from_numpy(data.genes.astype(np.int64))] = torch.from_numpy(
+        model.head.bias.fill_(float(data.log_frequencies().min()))
+        model.head.bias[torch.from_numpy(data.genes.astype(np.int64))] = torch.from_numpy(
             data.log_frequencies().astype(np.float32)
         )
     return model.to(device).train().requires_grad_(True)
@@ -301,7 +303,7 @@ def pretrain(
         "improvement": unigram - heldout_loss,
     }
     with atomic_dir(output) as temporary:
-        geneformer.save(model, temporary)
+        checkpoints.save(model, temporary)
         shutil.copytree(vocabulary_dir, temporary / VOCABULARY)
         write_json(training, temporary / "training.json")
         write_text(_tsv(rows), temporary / "loss.tsv")

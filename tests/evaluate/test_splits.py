@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cellformers.errors import UserError
-from cellformers.evaluate.folds import group_folds, hash_order, permuted, stratified_folds
 from cellformers.evaluate.splitfile import read_split
 from cellformers.evaluate.splits import make_cell_split, make_gene_split
+from cellformers.folds import group_folds, hash_order, permuted, stratified_folds
 from cellformers.io.files import stamp, write_table
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from cellformers.errors import UserError, did_you_mean
 from cellformers.io.arrow import as_numbers, numbers, strings
 from cellformers.io.files import METADATA_KEY, atomic_path, read_metadata, read_table, stamp, write_table
-from cellformers.models.batches import Step, pick_device, pick_dtype, runner
+from cellformers.models.batches import Step, pick_device, pick_precision, runner
 from cellformers.models.checkpoints import read_config
 from cellformers.models.directory import VOCABULARY, Model, open_model
 from cellformers.models.geneformer import Geneformer
@@ -131,7 +131,7 @@ def load_model(
         If it is damaged, has no such mode or layer, or the device is not there.
     """
     device = pick_device(accelerator)
-    model = open_model(model_dir, dtype=pick_dtype(dtype), device=device)
+    model = open_model(model_dir, dtype=pick_precision(dtype).dtype, device=device)
     _checked_mode(mode, model)
     model.network.config.depth(layer)
     return model
@@ -256,7 +256,7 @@ def sum_genes(
         As in `embed_cells`; also if an entry exceeds 256 or a shard holds more than 2^26 cells.
     """
     device = pick_device(accelerator)
-    model = open_model(model_dir, dtype=pick_dtype(dtype), device=device)
+    model = open_model(model_dir, dtype=pick_precision(dtype).dtype, device=device)
     config = model.network.config
     config.depth(layer)
     metadata = _stamp(tokens, model, mode="gene", layer=layer, dtype=dtype)

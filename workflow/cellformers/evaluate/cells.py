@@ -12,13 +12,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 
+from cellformers import metrics
 from cellformers.errors import UserError, did_you_mean
-from cellformers.evaluate import baselines, metrics
+from cellformers.evaluate import baselines
 from cellformers.evaluate.classify import Features, FoldPrediction, predict_folds
-from cellformers.evaluate.folds import permuted
 from cellformers.evaluate.scores import check_kind, published_by_metric, write_score
 from cellformers.evaluate.splitfile import Split, cells_digest, check_units, read_split, row_names
 from cellformers.evaluate.tables import Cells, aligned_vectors, read_cells
+from cellformers.folds import permuted
 from cellformers.io.files import digest_arrays, digest_file, stamp, write_table
 from cellformers.revisions import REVISIONS
 

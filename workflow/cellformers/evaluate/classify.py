@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from cellformers.evaluate.folds import group_folds, stratified_folds
+from cellformers.folds import group_folds, stratified_folds
 
 PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)  # L2 penalty relative to the mean loss: C = 1 / (penalty × rows)
 INNER_FOLDS = 3

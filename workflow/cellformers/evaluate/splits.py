@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 
 from cellformers.errors import UserError, did_you_mean
-from cellformers.evaluate.folds import group_folds, stratified_folds
 from cellformers.evaluate.splitfile import Split, cells_digest, check_sides, check_units, row_names
 from cellformers.evaluate.tables import Cells, read_cells, read_gene_table, read_vectors
+from cellformers.folds import group_folds, stratified_folds
 from cellformers.io.files import digest_arrays, read_json, read_metadata, stamp, write_json
 from cellformers.revisions import REVISIONS
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cellformers.errors import UserError, did_you_mean
+
 varlen_attn: Any
 try:
     from torch.nn.attention import varlen
@@ -45,6 +47,18 @@ def backend(device: torch.device, dtype: torch.dtype, *, dropout: float = 0.0) -
     """The kernel that `attend` takes: "varlen" or "sdpa"."""
     half = dtype in (torch.float16, torch.bfloat16)
     return "varlen" if device.type == "cuda" and half and varlen_attn is not None and not dropout else "sdpa"
+
+
+def choose(requested: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend of a network: the one requested, or for "auto" the fastest that works here."""
+    works = available_backends()
+    if requested == "auto":
+        return backend(device, dtype)
+    if requested not in works:
+        raise UserError(f"no backend {requested!r}", fix=did_you_mean(requested, ["auto", *works]))
+    if works[requested] is not None:
+        raise UserError(f"backend {requested} does not work here ({works[requested]})", fix="choose auto")
+    return requested
 
 
 def available_backends() -> dict[str, str | None]:

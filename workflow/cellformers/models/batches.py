@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from cellformers.errors import UserError, did_you_mean
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 ACCELERATORS = ("cpu", "cuda")
 TOKEN_BUDGET = 131_072  # tokens of a packed batch on CUDA, to begin with
 
@@ -46,11 +47,25 @@ def pick_device(accelerator: str) -> torch.device:
     return torch.device(accelerator)
 
 
-def pick_dtype(name: str) -> torch.dtype:
-    """The torch dtype for "float32" or "bfloat16"; UserError for anything else."""
-    if name not in DTYPES:
-        raise UserError(f"no dtype {name!r}", fix=did_you_mean(name, DTYPES))
-    return DTYPES[name]
+class Precision(NamedTuple):
+    """How a network computes: dtype of its weights and activations, and whether matrix products are in fp8."""
+
+    dtype: torch.dtype
+    fp8: bool = False
+
+
+def precision_name(name: str) -> str:
+    """The full name of a precision ("bf16" is "bfloat16"); UserError for anything else."""
+    full = SHORT.get(name, name)
+    if full not in (*DTYPES, "fp8"):
+        raise UserError(f"no dtype {name!r}", fix=did_you_mean(name, (*DTYPES, *SHORT, "fp8")))
+    return full
+
+
+def pick_precision(name: str) -> Precision:
+    """What "float32" (fp32), "bfloat16" (bf16), "float16" (fp16) or "fp8" (bf16 with fp8 products) stand for."""
+    full = precision_name(name)
+    return Precision(torch.bfloat16, fp8=True) if full == "fp8" else Precision(DTYPES[full])
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cellformers.errors import UserError, did_you_mean
 from cellformers.io.files import atomic_path, read_json, write_json
+from cellformers.models.attention import choose
 from cellformers.models.bert_config import Config
 from cellformers.models.geneformer import Geneformer
 from cellformers.models.layouts import (
@@ -108,13 +109,15 @@ def _take(
 
 
 def load(
-    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> Geneformer:
+    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+    backend: str = "auto",
+) -> Geneformer:  # fmt: skip
     """Read a model directory of any layout and head, ready for inference; errors as `read_weights`."""
     config = read_config(folder)
+    chosen = choose(backend, torch.device(device), dtype)
     weights = read_weights(folder, dtype=dtype)
     state = from_published(weights.tensors, config, layout=weights.layout)
-    return assemble(config, state).to(device).eval().requires_grad_(False)
+    return assemble(config, state, backend=chosen).to(device).eval().requires_grad_(False)
 
 
 def save(model: Geneformer, folder: str | Path, *, layout: str = "hf") -> None:

@@ -38,8 +38,9 @@ def model_digest(folder: str | Path) -> str:
 
 
 def open_model(
-    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> Model:
+    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+    backend: str = "auto",
+) -> Model:  # fmt: skip
     """Load a model directory with its vocabulary.
 
     Raises
@@ -56,7 +57,7 @@ def open_model(
         )  # fmt: skip
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     check_fit(vocabulary, config, folder)
-    network = checkpoints.load(folder, dtype=dtype, device=device)
+    network = checkpoints.load(folder, dtype=dtype, device=device, backend=backend)
     return Model(folder, network, vocabulary, model_digest(folder))
 
 

@@ -57,9 +57,9 @@ class Layer(nn.Module):
 class Geneformer(nn.Module):
     """The network: packed encoder and, in `head`, what the config puts on it. Parameters are on one device."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, backend: str = "sdpa") -> None:
         super().__init__()
-        self.config = config
+        self.config, self.backend = config, backend
         width, eps = config.hidden_size, config.layer_norm_eps
         self.words = nn.Embedding(config.vocab_size, width)
         self.positions = nn.Embedding(config.max_position_embeddings, width)

@@ -140,10 +140,10 @@ def to_published(state: Mapping[str, Tensor], config: Config, *, layout: str = "
     return tensors
 
 
-def assemble(config: Config, state: Mapping[str, Tensor]) -> Geneformer:
+def assemble(config: Config, state: Mapping[str, Tensor], *, backend: str = "sdpa") -> Geneformer:
     """A network whose parameters are these tensors."""
     with torch.device("meta"):
-        model = Geneformer(config)
+        model = Geneformer(config, backend=backend)
     model.load_state_dict(dict(state), assign=True)
     return model
 

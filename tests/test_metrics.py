@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from cellformers.evaluate import metrics
+from cellformers import metrics
 
 
 def test_confusion_metrics_equal_scikit_learn() -> None:

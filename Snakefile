@@ -22,16 +22,19 @@ report: "workflow/report/workflow.rst"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/helpers.smk"
 include: "workflow/rules/inputs.smk"
+include: "workflow/rules/trained.smk"
 include: "workflow/rules/counts.smk"
 include: "workflow/rules/qc.smk"
 include: "workflow/rules/vocabulary.smk"
 include: "workflow/rules/tokens.smk"
 include: "workflow/rules/models.smk"
+include: "workflow/rules/training.smk"
 include: "workflow/rules/embed.smk"
 include: "workflow/rules/methods.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/reporting.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/targets.smk"
 
 
 rule all:
@@ -40,8 +43,4 @@ rule all:
         report="<results>/report.html",
         scores="<results>/benchmarks.tsv",
         embeddings=all_embeddings(),
-
-
-rule tokens:
-    input:
-        all_tokens(),
+        predictions=all_predictions(),

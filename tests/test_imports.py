@@ -9,10 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "workflow" / "cellformers"
 ORDER = [
-    "errors", "revisions", "progress", "config", "config_docs", "resources", "io", "vocabulary", "genes", "counts",
-    "qc", "doublets", "histograms", "medians", "ranking", "tokens", "metrics", "folds", "models", "registry", "embedding",
-    "summaries", "gather", "embed_file", "api", "training", "verify", "evaluate", "simulate", "maps", "plots", "report",
-    "doctor", "commands", "cli",
+    "errors", "revisions", "progress", "resources", "config", "config_docs", "io", "vocabulary", "genes", "counts",
+    "qc", "doublets", "histograms", "medians", "ranking", "tokens", "metrics", "folds", "models", "registry",
+    "embedding", "gene_embedding", "summaries", "gather", "embed_file", "api", "training", "verify", "evaluate",
+    "simulate", "maps", "plots", "report", "doctor", "commands", "cli",
 ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 DEMO = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
 Run = Callable[..., subprocess.CompletedProcess[str]]
-MODEL_RULES = ("pretrain", "embed", "embed_genes")
+MODEL_RULES = ("pretrain_model", "embed_cells", "embed_genes")
 
 
 def planned_jobs(output: str) -> dict[str, int]:
@@ -31,8 +32,72 @@ def test_dry_run_shows_every_rule(snakemake: Run, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     jobs = planned_jobs(done.stdout + done.stderr)
     assert jobs["tokenize"] == 3
-    assert jobs["embed"] == 6  # 3 shards, trained and with random weights
-    assert jobs["pretrain"] == jobs["report"] == 1
+    assert jobs["embed_cells"] == 6  # 3 shards, trained and with random weights
+    assert jobs["pretrain_model"] == jobs["report"] == 1
+
+
+def published_models() -> dict[str, Any]:
+    """A config with every origin of a model: checkpoints, folders, pretrained from scratch and continued, fine-tuned."""
+    return {
+        "datasets": {"mine": {"path": "mine.h5ad", "shards": 2}, "other": {"path": "other.h5ad"}},
+        "models": {
+            "v2": {"checkpoint": "geneformer-v2-104m", "verify": True},
+            "xlarge": {"checkpoint": "geneformer-v2-316m"},
+            "further": {"pretrain": {"continue_from": "v2", "datasets": ["mine"], "steps": 10}},
+            "disease": {
+                "finetune": {
+                    "model": "v2", "dataset": "mine", "label": "disease", "unit": "donor",
+                    "preset": "cardiomyopathy", "lora": {"rank": 8}, "predict": ["other"],
+                }
+            },
+            "dosage": {
+                "finetune": {
+                    "model": "further", "dataset": "mine", "task": "genes", "labels": "genes.csv",
+                    "label": "dosage_sensitive", "key": "gene",
+                }
+            },
+        },
+        "embeddings": {"v2": {"model": "v2"}, "disease": {"model": "disease", "layer": 0}},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def own_files(tmp_path: Path) -> Path:
+    for name in ("mine.h5ad", "other.h5ad", "genes.csv"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_models_of_every_origin_are_planned(snakemake: Run, own_files: Path) -> None:
+    done = snakemake(own_files, published_models(), "--dry-run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    plan = done.stdout + done.stderr
+    jobs = planned_jobs(plan)
+    assert jobs["download"] == 2
+    assert jobs["tokenize"] == 3, "all models read one vocabulary: every shard is tokenized once"
+    assert (jobs["pretrain_model"], jobs["finetune_model"], jobs["predict"], jobs["verify"]) == (1, 2, 1, 1)
+    assert "vocabulary" not in jobs, "the vocabulary comes with the checkpoint"
+    assert "results/models/v2/vocabulary/tokens.parquet" in plan
+    assert "results/mine/tokens/gc104M/0002-of-0002.parquet" in plan
+
+
+@pytest.mark.parametrize(
+    ("target", "there", "absent"),
+    [
+        ("pretrain", {"pretrain_model": 1, "download": 1}, ("finetune_model", "embed_cells", "report")),
+        ("finetune", {"finetune_model": 2, "predict": 1}, ("embed_cells", "report")),
+        ("embed", {"embed_cells": 6, "gather": 4}, ("report", "embed_genes", "predict")),
+        ("models", {"download": 2, "finetune_model": 2}, ("embed_cells", "predict")),
+    ],
+)
+def test_targets_plan_what_they_name(
+    snakemake: Run, own_files: Path, target: str, there: dict[str, int], absent: tuple[str, ...]
+) -> None:
+    done = snakemake(own_files, published_models(), "--dry-run", target)
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = planned_jobs(done.stdout + done.stderr)
+    assert {name: jobs.get(name) for name in there} == there
+    assert not set(absent) & set(jobs)
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
@@ -82,6 +147,9 @@ def test_every_rule_has_log_benchmark_and_environment() -> None:
         for name, body in re.findall(
             r"^(?:    )?rule ?(\w*):\n(.*?)(?=^(?:    )?rule|\Z)", text, re.DOTALL | re.MULTILINE
         ):
+            if path.name == "targets.smk":
+                assert "shell:" not in body, "targets only name files"
+                continue
             for directive in ("log:", "benchmark:", "conda:", "threads:", "mem_mb=", "runtime=", "revision="):
                 assert directive in body, f"{path.name}: rule {name or '(ingest)'} lacks {directive}"
 

@@ -17,9 +17,11 @@ from cellformers.config import (
     Corpus,
     Dataset,
     Embedding,
+    Finetune,
     GeneBenchmark,
     GeneLabels,
     Labels,
+    Lora,
     Model,
     Pretrain,
     Published,
@@ -61,7 +63,8 @@ def readme() -> str:
     sections: list[tuple[str, type[Section]]] = [
         ("top level", Config), ("simulate", Simulate), ("datasets.NAME", Dataset), ("datasets.NAME.qc", QC),
         ("datasets.NAME.labels", Labels), ("corpora.NAME", Corpus), ("vocabularies.NAME", VocabularySource),
-        ("models.NAME", Model), ("models.NAME.pretrain", Pretrain), ("embeddings.NAME", Embedding),
+        ("models.NAME", Model), ("models.NAME.pretrain", Pretrain), ("models.NAME.finetune", Finetune),
+        ("models.NAME.finetune.lora", Lora), ("embeddings.NAME", Embedding),
         ("benchmarks.NAME, task cells", CellBenchmark), ("benchmarks.NAME, task genes", GeneBenchmark),
         ("benchmarks.NAME.labels", GeneLabels), ("benchmarks.NAME.published", Published),
     ]  # fmt: skip

@@ -38,13 +38,20 @@ def one_of(names):
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
+def models_by(origin):
+    """Names of the models that come from a checkpoint, a path, pretrain or finetune."""
+    return [name for name, model in CONFIG.models.items() if getattr(model, origin)]
+
+
 wildcard_constraints:
     dataset=one_of(CONFIG.datasets),
     corpus=one_of(CONFIG.corpora),
-    vocabulary=one_of([*CONFIG.vocabularies, *CONFIG.models]),
+    vocabulary=one_of([*CONFIG.vocabularies, *map(CONFIG.vocabulary_of, CONFIG.models)]),
     model=one_of(CONFIG.models),
-    published=one_of([name for name, model in CONFIG.models.items() if model.path]),
-    pretrained=one_of([name for name, model in CONFIG.models.items() if model.pretrain]),
+    checkpoint=one_of(models_by("checkpoint")),
+    published=one_of(models_by("path")),
+    pretrained=one_of(models_by("pretrain")),
+    finetuned=one_of(models_by("finetune")),
     embedding=one_of([*CONFIG.embeddings, *(name + RANDOM_SUFFIX for name in CONFIG.embeddings)]),
     benchmark=one_of(CONFIG.benchmarks),
     method=one_of([*CONFIG.embeddings, *(name + RANDOM_SUFFIX for name in CONFIG.embeddings), *METHODS]),
@@ -94,8 +101,8 @@ def embedding_spec(embedding):
 
 
 def vocabulary_of(model):
-    """Name of the vocabulary a model reads; a folder that carries its own lends it the model's name."""
-    return CONFIG.models[plain_model(model)].vocabulary or plain_model(model)
+    """Name of the vocabulary a model reads."""
+    return CONFIG.vocabulary_of(plain_model(model))
 
 
 def model_files(model):
@@ -103,7 +110,12 @@ def model_files(model):
 
 
 def vocabulary_files(vocabulary):
-    return [f"<results>/vocabularies/{vocabulary}/{name}" for name in VOCABULARY_FILES]
+    """A vocabulary made here, or the one that came with the first checkpoint that reads it."""
+    folder = f"<results>/vocabularies/{vocabulary}"
+    if vocabulary not in CONFIG.vocabularies:
+        bringing = [name for name in models_by("checkpoint") if vocabulary_of(name) == vocabulary]
+        folder = f"<results>/models/{bringing[0]}/vocabulary" if bringing else folder
+    return [f"{folder}/{name}" for name in VOCABULARY_FILES]
 
 
 def datasets_of(embedding):
@@ -129,20 +141,3 @@ def benchmark_methods(benchmark):
     if isinstance(spec, CellBenchmark):
         return methods + CELL_BASELINES
     return methods + GENE_BASELINES + (["oracle"] if spec.labels.simulated else [])
-
-
-def all_embeddings():
-    return [
-        f"<results>/{dataset}/embeddings/{embedding}.h5ad"
-        for embedding in CONFIG.embeddings
-        for dataset in datasets_of(embedding)
-    ]
-
-
-def all_tokens():
-    return [
-        f"<results>/{dataset}/tokens/{vocabulary}/{shard}.parquet"
-        for dataset in CONFIG.datasets
-        for vocabulary in dict.fromkeys([*CONFIG.vocabularies, *(vocabulary_of(m) for m in CONFIG.models)])
-        for shard in shard_names(dataset)
-    ]

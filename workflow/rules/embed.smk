@@ -1,7 +1,7 @@
 # Embeddings of cells and of genes, shard by shard, one GPU a job where the config asks for GPUs.
 
 
-rule embed:
+rule embed_cells:
     input:
         tokens=embedding_tokens,
         model=embedding_model,

@@ -78,6 +78,11 @@ def vocabulary_input(wildcards):
     return vocabulary_files(wildcards.vocabulary)
 
 
+def download_options(wildcards):
+    spec = CONFIG.models[wildcards.checkpoint]
+    return f"{shlex.quote(spec.checkpoint)} {flags(revision=spec.revision)}"
+
+
 def published_model(wildcards):
     folder = CONFIG.models[wildcards.published].path
     return [str(folder / "config.json"), str(folder / "model.safetensors")]
@@ -85,24 +90,6 @@ def published_model(wildcards):
 
 def published_model_vocabulary(wildcards):
     return vocabulary_files(vocabulary_of(wildcards.published))
-
-
-def pretrain_tokens(wildcards):
-    model = CONFIG.models[wildcards.pretrained]
-    return [
-        f"<results>/{dataset}/tokens/{model.vocabulary}/{shard}.parquet"
-        for dataset in model.pretrain.datasets or CONFIG.datasets
-        for shard in shard_names(dataset)
-    ]
-
-
-def pretrain_vocabulary(wildcards):
-    return vocabulary_files(CONFIG.models[wildcards.pretrained].vocabulary)
-
-
-def pretrain_options(wildcards):
-    options = CONFIG.models[wildcards.pretrained].pretrain.model_dump(exclude={"datasets"})
-    return flags(**options, accelerator=CONFIG.accelerator)
 
 
 def embedding_tokens(wildcards):
@@ -120,10 +107,11 @@ def embed_options(wildcards):
         mode=spec.mode,
         layer=spec.layer,
         dtype=spec.dtype,
+        backend=spec.backend,
         accelerator=CONFIG.accelerator,
     )
 
 
 def gene_embed_options(wildcards):
     spec = embedding_spec(wildcards.embedding)
-    return flags(layer=spec.layer, dtype=spec.dtype, accelerator=CONFIG.accelerator)
+    return flags(layer=spec.layer, dtype=spec.dtype, backend=spec.backend, accelerator=CONFIG.accelerator)

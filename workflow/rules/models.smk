@@ -1,4 +1,29 @@
-# Models: published weights with their vocabulary, a small model pretrained here, and the same network untrained.
+# Models that are there: a registered checkpoint, a folder of published weights, the same network untrained.
+
+
+rule download:
+    output:
+        config="<results>/models/{checkpoint}/config.json",
+        weights="<results>/models/{checkpoint}/model.safetensors",
+        vocabulary=[f"<results>/models/{{checkpoint}}/vocabulary/{name}" for name in VOCABULARY_FILES],
+    log:
+        "<logs>/models/{checkpoint}/download.log",
+    benchmark:
+        "<benchmarks>/models/{checkpoint}/download.tsv"
+    # where there is a network: on the machine that Snakemake runs on, into a cache that all runs share
+    localrule: True
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(4000),
+        runtime=minutes(120),
+    params:
+        revision=REVISIONS["download"],
+        folder=subpath(output.config, parent=True),
+        options=download_options,
+    shell:
+        "cellformers download {params.options} -o {params.folder} 2> {log}"
 
 
 rule import_model:
@@ -28,38 +53,6 @@ rule import_model:
         "cellformers import-model {params.source} --vocabulary {params.vocabulary} -o {params.folder} 2> {log}"
 
 
-rule pretrain:
-    input:
-        tokens=pretrain_tokens,
-        vocabulary=pretrain_vocabulary,
-    output:
-        config="<results>/models/{pretrained}/config.json",
-        weights="<results>/models/{pretrained}/model.safetensors",
-        vocabulary=[f"<results>/models/{{pretrained}}/vocabulary/{name}" for name in VOCABULARY_FILES],
-        training="<results>/models/{pretrained}/training.json",
-        loss="<results>/models/{pretrained}/loss.tsv",
-    log:
-        "<logs>/models/{pretrained}/pretrain.log",
-    benchmark:
-        "<benchmarks>/models/{pretrained}/pretrain.tsv"
-    conda:
-        GPU_ENV
-    # one thread: sums in another order give other weights, which must not depend on --cores
-    threads: 1
-    resources:
-        **GPU,
-        mem_mb=memory(6000, 10),
-        runtime=minutes(240),
-    params:
-        revision=REVISIONS["pretrain"],
-        folder=subpath(output.config, parent=True),
-        vocabulary=folder_of("vocabulary"),
-        options=pretrain_options,
-    shell:
-        "cellformers pretrain {input.tokens} --vocabulary {params.vocabulary} {params.options} "
-        "--threads {threads} -o {params.folder} 2> {log}"
-
-
 rule randomize:
     input:
         lambda wildcards: model_files(wildcards.model),
@@ -86,3 +79,27 @@ rule randomize:
         options=flags(seed=CONFIG.seed),
     shell:
         "cellformers randomize {params.source} {params.options} -o {params.folder} 2> {log}"
+
+
+rule verify:
+    input:
+        lambda wildcards: model_files(wildcards.model),
+    output:
+        "<results>/models/{model}.verify.json",
+    log:
+        "<logs>/models/{model}/verify.log",
+    benchmark:
+        "<benchmarks>/models/{model}/verify.tsv"
+    conda:
+        GPU_ENV
+    threads: 2
+    resources:
+        **GPU,
+        mem_mb=memory(6000, 8),
+        runtime=minutes(60),
+    params:
+        revision=REVISIONS["verify"],
+        model=folder_of(0),
+        options=flags(seed=CONFIG.seed, accelerator=CONFIG.accelerator),
+    shell:
+        "cellformers verify {params.model} {params.options} --threads {threads} -o {output} > {log} 2>&1"

@@ -16,6 +16,7 @@ def report_inputs(wildcards):
             for shard in shard_names(name)
         ],
         "models": [path for name in CONFIG.models for path in model_files(name)],
+        "verified": [f"<results>/models/{name}.verify.json" for name in models_by("verify")],
         "maps": [
             f"<results>/{name}/embeddings/{embedding}.map.parquet"
             for embedding in CONFIG.embeddings

@@ -236,21 +236,9 @@ def evaluate_cells(
     guesses = [r.probability.argmax(axis=1) for r in results]
     score: dict[str, Any] = {
         "benchmark": benchmark,
-        "task": "cells",
-        "dataset": plan.content["dataset"],
         "method": method,
         "kind": kind,
-        "label": plan.content["label"],
-        "classes": plan.classes,
-        "split": {
-            "kind": plan.content["kind"],
-            "unit": plan.unit,
-            "seed": plan.seed,
-            "folds": len(folds),
-            "names": [f["name"] for f in plan.folds],
-            "units": None if plan.content["by"] == "cell" else [f["test"] for f in plan.folds],
-            "excluded": plan.content["excluded"],
-        },
+        **plan.describe(),
         "n": int(sum(len(test) for _, test in folds)),
         **_measure(y, guesses, folds, units, split=plan),
         "penalties": [r.penalty for r in results],

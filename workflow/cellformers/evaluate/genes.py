@@ -220,21 +220,9 @@ def evaluate_genes(
     positive = y.astype(bool)
     score: dict[str, Any] = {
         "benchmark": benchmark,
-        "task": "genes",
-        "dataset": plan.content["dataset"],
         "method": method,
         "kind": kind,
-        "label": plan.content["label"],
-        "classes": plan.classes,
-        "split": {
-            "kind": plan.content["kind"],
-            "unit": plan.unit,
-            "seed": plan.seed,
-            "folds": len(folds),
-            "names": [f["name"] for f in plan.folds],
-            "units": None,
-            "excluded": plan.content["excluded"],
-        },
+        **plan.describe(),
         "n": len(genes),
         "class_sizes": plan.content["class_sizes"],
         "interval": {

@@ -39,6 +39,26 @@ class Split:
         """Column of donors or batches, if any."""
         return self.content["unit"]
 
+    def describe(self) -> dict[str, Any]:
+        """What a score says of its split and its labels."""
+        content = self.content
+        held_out = content["by"] not in ("cell", "gene")
+        return {
+            "task": content["task"],
+            "dataset": content["dataset"],
+            "label": content["label"],
+            "classes": self.classes,
+            "split": {
+                "kind": content["kind"],
+                "unit": self.unit,
+                "seed": self.seed,
+                "folds": len(self.folds),
+                "names": [fold["name"] for fold in self.folds],
+                "units": [fold["test"] for fold in self.folds] if held_out else None,
+                "excluded": content["excluded"],
+            },
+        }
+
     def masks(self, names: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Row numbers (train, test) of each fold, for rows that belong to `names` (units, datasets, cells or genes)."""
         result = []

@@ -87,7 +87,7 @@ def from_config(
     """
     results = Path(results)
     vocabularies = dict.fromkeys(
-        [*config.vocabularies, *(model.vocabulary or name for name, model in config.models.items())]
+        [*config.vocabularies, *map(config.vocabulary_of, config.models)]
     )
     datasets = {}
     for name, dataset in config.datasets.items():

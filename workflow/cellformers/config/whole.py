@@ -1,0 +1,228 @@
+"""The whole configuration, and how it is read.
+
+The config holds science only: threads, memory, partitions and output folders belong to profiles and to the command
+line. Paths are relative to the working directory of the run.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from cellformers.config.benchmarks import Benchmark, CellBenchmark, GeneBenchmark, GeneLabels, Published
+from cellformers.config.data import QC, Corpus, Dataset, Labels, Simulate, VocabularySource
+from cellformers.config.models import Embedding, Finetune, Lora, Model, Pretrain
+from cellformers.config.section import Name, Section
+from cellformers.errors import UserError, did_you_mean
+from cellformers.resources import resource
+
+RESERVED = (
+    "benchmarks", "corpora", "figures", "logs", "models", "runtime", "simulated", "vocabularies",
+    "benchmarks.tsv", "config.yaml", "report.html",
+)  # fmt: skip
+METHODS = (
+    "pca_hvg", "log_counts", "mean_expression", "detection", "coexpression_pca", "permuted", "oracle",
+)  # fmt: skip
+RANDOM_SUFFIX = "-random"
+
+
+@cache
+def registered_models() -> dict[str, str]:
+    """The vocabulary of every registered checkpoint, by its name."""
+    registry = yaml.safe_load(resource("checkpoints.yaml").read_text(encoding="utf-8"))
+    return {name: entry["vocabulary"] for name, entry in registry["models"].items()}
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    accelerator: Literal["cpu", "cuda"] = Field(
+        "cpu", description="`cuda` makes the rules that compute with a model ask for one NVIDIA GPU each"
+    )
+    seed: int = Field(0, description="seed of splits, bootstraps and maps", ge=0)
+    simulate: Simulate = Field(Simulate(), description="the simulation, where a dataset asks for it")
+    datasets: dict[Name, Dataset] = Field(description="datasets by name", min_length=1)
+    corpora: dict[Name, Corpus] = Field(default_factory=dict, description="own corpora by name")
+    vocabularies: dict[Name, VocabularySource] = Field(
+        default_factory=dict, description="vocabularies by name"
+    )
+    models: dict[Name, Model] = Field(default_factory=dict, description="models by name")
+    embeddings: dict[Name, Embedding] = Field(default_factory=dict, description="embeddings by name")
+    benchmarks: dict[Name, Benchmark] = Field(default_factory=dict, description="benchmarks by name")
+
+    def vocabulary_of(self, model: str) -> str:
+        """The vocabulary a model of this config reads: of the config, of its checkpoint, or the folder's own.
+
+        A fine-tuned or continued model has that of the model it starts from; a folder that carries its own lends it
+        the model's name. ValueError where models start from each other.
+        """
+        seen = [model]
+        while True:
+            spec = self.models[seen[-1]]
+            start = spec.finetune.model if spec.finetune else spec.pretrain and spec.pretrain.continue_from
+            if not start:
+                return spec.vocabulary or registered_models().get(spec.checkpoint or "", seen[-1])
+            if start in seen:
+                raise ValueError(f"models.{seen[0]}: {' and '.join(seen)} start from each other")
+            seen.append(start)
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        for name in self.datasets:
+            if name in RESERVED:
+                raise ValueError(f"datasets: the name {name!r} is taken by a results folder")
+        for name in self.embeddings:
+            if name in (*METHODS, "split"):
+                raise ValueError(
+                    f"embeddings: the name {name!r} is taken by a method or a file of the benchmarks"
+                )
+        for name in self.models | self.embeddings:
+            if name.endswith(RANDOM_SUFFIX):
+                raise ValueError(
+                    f"{name!r}: names ending in {RANDOM_SUFFIX!r} are taken by the random-weights baseline"
+                )
+
+        def known(kind: str, names: list[str] | None, where: str) -> None:
+            for name in names or ():
+                table: Mapping[str, object] = getattr(self, kind)
+                if name not in table:
+                    raise ValueError(
+                        f"{where}: there is no entry {name!r} in {kind}; {did_you_mean(name, table)}"
+                    )
+
+        for name, corpus in self.corpora.items():
+            known("datasets", corpus.datasets, f"corpora.{name}.datasets")
+        for name, source in self.vocabularies.items():
+            known("corpora", [source.corpus] if source.corpus else None, f"vocabularies.{name}.corpus")
+        for name, model in self.models.items():
+            known(
+                "vocabularies", [model.vocabulary] if model.vocabulary else None, f"models.{name}.vocabulary"
+            )
+            if model.path is not None and model.vocabulary is None and name in self.vocabularies:
+                raise ValueError(
+                    f"models.{name}: give vocabulary: {name}, or rename the vocabulary of that name"
+                )
+            if model.pretrain:
+                start = model.pretrain.continue_from
+                known("datasets", model.pretrain.datasets, f"models.{name}.pretrain.datasets")
+                known("models", [start] if start else None, f"models.{name}.pretrain.continue_from")
+            if model.finetune:
+                spec, where = model.finetune, f"models.{name}.finetune"
+                known("models", [spec.model], f"{where}.model")
+                known("datasets", [spec.dataset], f"{where}.dataset")
+                known("datasets", spec.predict, f"{where}.predict")
+            if model.checkpoint is not None and model.checkpoint not in registered_models():
+                hint = did_you_mean(model.checkpoint, registered_models())
+                raise ValueError(f"models.{name}.checkpoint: {model.checkpoint!r} is not registered; {hint}")
+        for name in self.models:
+            self.vocabulary_of(name)
+        for name, embedding in self.embeddings.items():
+            known("models", [embedding.model], f"embeddings.{name}.model")
+            known("datasets", embedding.datasets, f"embeddings.{name}.datasets")
+        for name, benchmark in self.benchmarks.items():
+            where = f"benchmarks.{name}"
+            known("embeddings", benchmark.embeddings, f"{where}.embeddings")
+            if isinstance(benchmark, CellBenchmark):
+                known("datasets", benchmark.train, f"{where}.train")
+                known("datasets", benchmark.test, f"{where}.test")
+                both = set(benchmark.train) & set(benchmark.test or ())
+                if both:
+                    raise ValueError(f"{where}: {', '.join(sorted(both))} is in train and in test")
+            else:
+                known("datasets", [benchmark.dataset], f"{where}.dataset")
+            needed = (
+                benchmark.train + (benchmark.test or [])
+                if isinstance(benchmark, CellBenchmark)
+                else [benchmark.dataset]
+            )
+            for embedding_name in benchmark.embeddings or ():
+                scope = self.embeddings[embedding_name].datasets
+                missing = [d for d in needed if scope is not None and d not in scope]
+                if missing:
+                    raise ValueError(
+                        f"{where}: embedding {embedding_name} does not cover dataset {missing[0]}"
+                    )
+        return self
+
+
+def _location(error: Mapping[str, Any]) -> str:
+    parts = [str(part) for part in error["loc"] if part != "[key]"]
+    if len(parts) > 2 and parts[0] == "benchmarks" and parts[2] in ("cells", "genes"):
+        del parts[2]  # the task, by which pydantic told the two kinds of benchmark apart
+    return ".".join(parts)
+
+
+PLAIN = {
+    "string_pattern_mismatch": "names are made of letters, digits and _ . + -, and begin with a letter or digit",
+    "string_type": "has to be text; put it in quotes",
+    "list_type": "has to be a list; write [one, two]",
+    "dict_type": "has to be a section of its own, with keys",
+    "model_type": "has to be a section of its own, with keys",
+    "missing": "is missing",
+}
+
+
+def _section_fields(location: tuple[Any, ...]) -> list[str]:
+    """The keys allowed where an unknown key was found, by walking the models along the location."""
+    model: type[BaseModel] | None = Config
+    by_key: dict[str, type[BaseModel]] = {
+        "simulate": Simulate, "qc": QC, "labels": Labels, "pretrain": Pretrain, "finetune": Finetune, "lora": Lora,
+        "published": Published,
+    }  # fmt: skip
+    tables: dict[str, type[BaseModel]] = {
+        "datasets": Dataset, "corpora": Corpus, "vocabularies": VocabularySource, "models": Model,
+        "embeddings": Embedding,
+    }  # fmt: skip
+    parts = [str(p) for p in location[:-1]]
+    for position, part in enumerate(parts):
+        if position == 1 and parts[0] in tables:
+            model = tables[parts[0]]
+        elif position == 1 and parts[0] == "benchmarks":
+            model = GeneBenchmark if "genes" in parts else CellBenchmark
+        elif part == "labels" and model is GeneBenchmark:
+            model = GeneLabels
+        elif part in by_key:
+            model = by_key[part]
+    return list(model.model_fields) if model is not None else []
+
+
+def load(values: Mapping[str, Any], *, path: str | Path = "config") -> Config:
+    """Validate a parsed configuration.
+
+    Raises
+    ------
+    UserError
+        One line that names the first wrong key, what is wrong, and for a misspelt key the nearest right one.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError("is not a YAML mapping", path=path, fix="start from config/config.yaml")
+    try:
+        return Config.model_validate(dict(values))
+    except ValidationError as failure:
+        errors = failure.errors()
+        error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+        where = _location(error)
+        if error["type"] == "extra_forbidden":
+            key = str(error["loc"][-1])
+            hint = did_you_mean(key, _section_fields(error["loc"]))
+            raise UserError(f"unknown key {where!r}", path=path, fix=hint) from None
+        message = PLAIN.get(error["type"]) or re.sub(r"^Value error, ", "", str(error["msg"]))
+        raise UserError(f"{where}: {message}" if where else message, path=path) from None
+
+
+def load_file(path: str | Path) -> Config:
+    """Read and validate a YAML config file; UserError as `load`, and for what is not YAML."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't be read ({error})", path=path) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"is not YAML ({error})", path=path) from None
+    return load(
+        {k: v for k, v in values.items() if k != "pathvars"} if isinstance(values, dict) else values,
+        path=path,
+    )

@@ -1,0 +1,52 @@
+# What can be asked for by name: `snakemake --cores 8 --configfile my.yaml embed`.
+
+
+def all_embeddings():
+    return [
+        f"<results>/{dataset}/embeddings/{embedding}.h5ad"
+        for embedding in CONFIG.embeddings
+        for dataset in datasets_of(embedding)
+    ]
+
+
+def all_tokens():
+    return [
+        f"<results>/{dataset}/tokens/{vocabulary}/{shard}.parquet"
+        for dataset in CONFIG.datasets
+        for vocabulary in dict.fromkeys([*CONFIG.vocabularies, *map(vocabulary_of, CONFIG.models)])
+        for shard in shard_names(dataset)
+    ]
+
+
+def all_predictions():
+    return [
+        f"<results>/{dataset}/predictions/{model}.parquet"
+        for model in models_by("finetune")
+        for dataset in CONFIG.models[model].finetune.predict
+    ]
+
+
+rule tokens:
+    input:
+        all_tokens(),
+
+
+rule models:
+    input:
+        [path for name in CONFIG.models for path in model_files(name)],
+
+
+rule pretrain:
+    input:
+        [path for name in models_by("pretrain") for path in model_files(name)],
+
+
+rule finetune:
+    input:
+        [path for name in models_by("finetune") for path in model_files(name)],
+        all_predictions(),
+
+
+rule embed:
+    input:
+        all_embeddings(),

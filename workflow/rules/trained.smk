@@ -1,0 +1,61 @@
+# Input and parameter functions of the rules that train, and of those that use what was trained.
+
+
+def tokens_of(datasets, model):
+    """Token shards of datasets in the vocabulary of a model, in order."""
+    return [
+        f"<results>/{dataset}/tokens/{vocabulary_of(model)}/{shard}.parquet"
+        for dataset in datasets
+        for shard in shard_names(dataset)
+    ]
+
+
+def pretrain_tokens(wildcards):
+    spec = CONFIG.models[wildcards.pretrained].pretrain
+    return tokens_of(spec.datasets or CONFIG.datasets, wildcards.pretrained)
+
+
+def pretrain_vocabulary(wildcards):
+    return vocabulary_files(vocabulary_of(wildcards.pretrained))
+
+
+def pretrain_start(wildcards):
+    start = CONFIG.models[wildcards.pretrained].pretrain.continue_from
+    return model_files(start) if start else []
+
+
+def start_option(wildcards, input):
+    return flags(**{"from": Path(input.start[0]).parent}) if input.start else ""
+
+
+def pretrain_options(wildcards):
+    options = CONFIG.models[wildcards.pretrained].pretrain.model_dump(exclude={"datasets", "continue_from"})
+    return flags(**options, accelerator=CONFIG.accelerator)
+
+
+def finetune_inputs(wildcards):
+    spec = CONFIG.models[wildcards.finetuned].finetune
+    if spec.task != "genes":
+        labels = f"<results>/{spec.dataset}/cells.parquet"
+    else:
+        labels = "<results>/simulated/gene_labels.csv" if spec.simulated else str(spec.labels)
+    return {
+        "tokens": tokens_of([spec.dataset], wildcards.finetuned),
+        "labels": labels,
+        "model": model_files(spec.model),
+    }
+
+
+def finetune_options(wildcards):
+    spec = CONFIG.models[wildcards.finetuned].finetune
+    apart = {"model", "dataset", "label", "labels", "simulated", "lora", "predict"}
+    label = spec.label if isinstance(spec.label, list) else [spec.label]
+    options = spec.model_dump(exclude=apart) | {"label": label, "accelerator": CONFIG.accelerator}
+    if spec.lora:
+        adapter = spec.lora.model_dump(exclude={"dropout"})
+        options |= {"lora": True, **adapter, "lora_dropout": spec.lora.dropout}
+    return flags(**options)
+
+
+def predict_tokens(wildcards):
+    return tokens_of([wildcards.dataset], wildcards.finetuned)

@@ -84,12 +84,67 @@ def test_minimal_config_gets_defaults() -> None:
             change(benchmarks={"b": {"task": "cells", "train": ["mine"], "test": ["mine"], "label": "x"}}),
             "in train and",
         ),
+        (
+            change(models={"m": {"path": "a", "checkpoint": "b"}}),
+            "exactly one of checkpoint, path, pretrain, finetune",
+        ),
+        (change(models={"m": {"checkpoint": "geneformer-v2-104"}}), "did you mean 'geneformer-v2-104m'?"),
+        (change(models={"m": {"path": "a", "revision": "main"}}), "revision is of a checkpoint"),
+        (change(models={"m": {"pretrain": {"steps": 5}}}), "needs a vocabulary, or a model to continue from"),
+        (
+            change(
+                models={"m": {"path": "a"}, "f": {"finetune": {"model": "m", "dataset": "mine", "labl": "x"}}}
+            ),
+            "did you mean 'label'?",
+        ),
+        (
+            change(
+                models={
+                    "a": {"pretrain": {"continue_from": "b"}},
+                    "b": {"finetune": {"model": "a", "dataset": "mine", "label": "x"}},
+                }
+            ),
+            "start from each other",
+        ),
+        (
+            change(
+                models={"f": {"finetune": {"model": "f", "dataset": "mine", "label": "x", "task": "genes"}}}
+            ),
+            "needs a table of labels",
+        ),
+        (
+            change(
+                models={
+                    "m": {"path": "a"},
+                    "f": {"finetune": {"model": "m", "dataset": "mine", "label": "x"}},
+                },
+                embeddings={"e": {"model": "f"}},
+                benchmarks={"b": {"task": "cells", "train": ["mine"], "label": "y", "embeddings": ["e"]}},
+            ),
+            "was fine-tuned on labels of mine",
+        ),
         ({}, "datasets"),
         ({"datasets": {"m": {"path": "a", "shards": 0}}}, "greater than or equal to 1"),
     ],
 )
 def test_mistakes_are_named_in_one_line(values: dict[str, object], said: str) -> None:
     assert said in refusal(values)
+
+
+def test_models_of_one_line_read_one_vocabulary() -> None:
+    loaded = config.load(
+        change(
+            models={
+                "v2": {"checkpoint": "geneformer-v2-104m"},
+                "further": {"pretrain": {"continue_from": "v2"}},
+                "tuned": {"finetune": {"model": "further", "dataset": "mine", "label": "x"}},
+                "own": {"path": "folder"},
+            }
+        )
+    )
+    assert [loaded.vocabulary_of(name) for name in loaded.models] == ["gc104M"] * 3 + ["own"]
+    assert loaded.finetuned_on("tuned") == {"mine"}
+    assert not loaded.finetuned_on("further")
 
 
 def test_config_that_is_not_a_mapping(tmp_path: Path) -> None:

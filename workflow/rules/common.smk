@@ -124,13 +124,16 @@ def datasets_of(embedding):
 
 
 def benchmark_embeddings(benchmark):
-    """Embeddings scored in a benchmark: those named, else all that cover its datasets."""
+    """Embeddings scored in a benchmark: those named, else all that cover its datasets and have not seen their labels."""
     spec = CONFIG.benchmarks[benchmark]
     cells = isinstance(spec, CellBenchmark)
     needed = set(spec.train + (spec.test or [])) if cells else {spec.dataset}
     if spec.embeddings is not None:
         return list(spec.embeddings)
-    return [name for name in CONFIG.embeddings if needed <= set(datasets_of(name))]
+    seen = {name: CONFIG.finetuned_on(spec.model) for name, spec in CONFIG.embeddings.items()}
+    return [
+        name for name in CONFIG.embeddings if needed <= set(datasets_of(name)) and not needed & seen[name]
+    ]
 
 
 def benchmark_methods(benchmark):

@@ -54,21 +54,32 @@ class Config(Section):
     embeddings: dict[Name, Embedding] = Field(default_factory=dict, description="embeddings by name")
     benchmarks: dict[Name, Benchmark] = Field(default_factory=dict, description="benchmarks by name")
 
-    def vocabulary_of(self, model: str) -> str:
-        """The vocabulary a model of this config reads: of the config, of its checkpoint, or the folder's own.
-
-        A fine-tuned or continued model has that of the model it starts from; a folder that carries its own lends it
-        the model's name. ValueError where models start from each other.
-        """
-        seen = [model]
+    def lineage(self, model: str) -> list[str]:
+        """The model, the one it was fine-tuned or continued from, and so on; ValueError where they go in a circle."""
+        line = [model]
         while True:
-            spec = self.models[seen[-1]]
+            spec = self.models[line[-1]]
             start = spec.finetune.model if spec.finetune else spec.pretrain and spec.pretrain.continue_from
             if not start:
-                return spec.vocabulary or registered_models().get(spec.checkpoint or "", seen[-1])
-            if start in seen:
-                raise ValueError(f"models.{seen[0]}: {' and '.join(seen)} start from each other")
-            seen.append(start)
+                return line
+            if start in line:
+                raise ValueError(f"models.{model}: {' and '.join(line)} start from each other")
+            line.append(start)
+
+    def vocabulary_of(self, model: str) -> str:
+        """The vocabulary a model reads: of the config, of its checkpoint, or the folder's own.
+
+        A fine-tuned or continued model has that of the model it starts from; a folder that carries its own lends it
+        the model's name.
+        """
+        first = self.lineage(model)[-1]
+        spec = self.models[first]
+        return spec.vocabulary or registered_models().get(spec.checkpoint or "", first)
+
+    def finetuned_on(self, model: str) -> set[str]:
+        """Datasets whose labels a model has seen."""
+        specs = [self.models[name].finetune for name in self.lineage(model)]
+        return {spec.dataset for spec in specs if spec is not None}
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -141,6 +152,12 @@ class Config(Section):
             )
             for embedding_name in benchmark.embeddings or ():
                 scope = self.embeddings[embedding_name].datasets
+                seen = self.finetuned_on(self.embeddings[embedding_name].model) & set(needed)
+                if seen:
+                    raise ValueError(
+                        f"{where}: the model of embedding {embedding_name} was fine-tuned on labels of {min(seen)}, "
+                        "so its scores there would say nothing"
+                    )
                 missing = [d for d in needed if scope is not None and d not in scope]
                 if missing:
                     raise ValueError(

@@ -459,6 +459,58 @@ def test_a_model_from_elsewhere_has_no_loss_curve(tmp_path: Path) -> None:
     assert not list((tmp_path / "figures").glob("model-*"))
 
 
+def scores_of(value: float) -> dict[str, Any]:
+    return {"n": 40, "accuracy": value, "macro_f1": value - 0.01, "auc": None}
+
+
+def test_fine_tuned_models_show_both_sides_and_every_task(tmp_path: Path) -> None:
+    files = make_dataset(tmp_path / "mine", 60)
+    cells, tasks, genes = (make_model(tmp_path / name) for name in ("cells", "tasks", "genes"))
+    split = {"kind": "units held out", "by": "unit", "unit": "donor <b>"}
+    labels = {"name": "disease", "classes": ["a", "b"]}
+    common = made("finetune") | {"steps": 12, "n_cells": 30, "split": split, "labels": [labels]}
+    write_json(
+        common | {"metrics": {"heldout": scores_of(0.81), "test": scores_of(0.72)}}, cells / "training.json"
+    )
+    both = {"disease": scores_of(0.63), "sex": scores_of(0.94)}
+    two = {"labels": [labels, {"name": "sex", "classes": ["f", "m"]}], "metrics": {"test": both}}
+    write_json(common | two, tasks / "training.json")
+    per_gene = {"test": {"pooled": scores_of(0.55), "per_gene": scores_of(0.57)}}
+    write_json(common | {"metrics": per_gene}, genes / "training.json")
+    models = {"cells": cells, "tasks": tasks, "genes": genes}
+    write_report(ReportSpec(datasets={"mine": files}, models=models), tmp_path / "report.html")
+    text = text_of(tmp_path / "report.html")
+    assert "fine-tuned in this run on 30 cells, 12 steps" in text
+    for value in ("0.810", "0.720", "0.630", "0.940", "0.550", "0.570"):
+        assert value in text
+    assert "test, genes in cells" in text
+    assert "loss of labels" in (tmp_path / "figures" / "model-cells-loss.svg").read_text().lower()
+    assert "donor <b>" not in (tmp_path / "report.html").read_text()
+
+
+def test_verification_is_shown_by_layer(tmp_path: Path) -> None:
+    files = make_dataset(tmp_path / "mine", 60)
+    rows = [
+        {"layer": name, "max_abs": gap, "mean_abs": 1e-7, "relative": 1e-6, "scale": 3.2, "passed": gap is not None}
+        for name, gap in (("embedding", 2.5e-7), ("1", 3.5e-6), ("logits", None))
+    ]  # fmt: skip
+    backends = {"sdpa": {"dtype": "float32", "layers": rows, "passed": False}}
+    write_json(
+        {"transformers": "5.0", "n_cells": 8, "n_tokens": 900, "backends": backends, "passed": False},
+        tmp_path / "m.verify.json",
+    )
+    spec = ReportSpec(
+        datasets={"mine": files},
+        models={"m": make_model(tmp_path / "model", trained=False)},
+        verified={"m": tmp_path / "m.verify.json"},
+    )
+    write_report(spec, tmp_path / "report.html")
+    text = text_of(tmp_path / "report.html")
+    assert "not passed" in text
+    assert "largest difference 3.5e-06" in text
+    assert "2.5e-07" in text
+
+
 def test_a_wrong_column_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     files = make_dataset(tmp_path / "mine", 60)
     spec = ReportSpec(datasets={"mine": DatasetFiles(folder=files.folder, label="cell_typ")})

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from cellformers import __version__
 from cellformers.io.files import atomic_dir, write_text
-from cellformers.report import benchmarks, cells, runs, words
+from cellformers.report import benchmarks, cells, models, runs, words
 from cellformers.report.figures import Figures
 from cellformers.report.spec import ReportSpec
 
@@ -46,7 +46,9 @@ def sections(spec: ReportSpec, figures: Figures) -> dict[str, Any]:
         "datasets": datasets,
         "genes": cells.genes(spec),
         "tokens": cells.tokens(spec, figures),
-        "models": runs.models(spec, figures),
+        "models": models.models(spec, figures),
+        "classifiers": models.classifiers(spec),
+        "verified": models.verified(spec),
         "maps": cells.maps(spec, figures),
         "benchmarks": benchmarks.benchmarks(spec, figures),
         "runtime": runs.runtime(spec, datasets, figures),
@@ -103,9 +105,9 @@ def _genes(rows: list[dict[str, Any]]) -> str:
 def _model(model: dict[str, Any]) -> str:
     weights = "" if model["weights"] is None else f", {words.number(model['weights'] / 1e6)} million weights"
     text = f"{model['name']}: {_plural(model['layers'], 'layer')} of width {model['width']}{weights}"
-    if not model["trained"]:
+    if not model["origin"]:
         return text + "; weights from elsewhere."
-    text += "; trained in this run"
+    text += f"; {model['origin']} in this run"
     if model["gain"] is not None:
         below = "below" if model["gain"] >= 0 else "above"
         text += (
@@ -128,6 +130,7 @@ def render(spec: ReportSpec, parts: dict[str, Any], figures: Figures) -> str:
         "count": words.count,
         "share": words.share,
         "number": words.number,
+        "power": words.power,
         "score": words.score,
         "seconds": words.seconds,
         "megabytes": words.megabytes,

@@ -1,7 +1,6 @@
-"""Sections about the run: models and their training, time and memory of every step, versions."""
+"""Sections about the run: time and memory of every step, versions."""
 
 import csv
-import json
 import math
 import platform
 import re
@@ -12,9 +11,6 @@ from typing import Any
 import numpy as np
 
 from cellformers import __version__, plots
-from cellformers.errors import UserError
-from cellformers.io.files import read_json
-from cellformers.report import words
 from cellformers.report.figures import Figures
 from cellformers.report.spec import ReportSpec
 
@@ -32,14 +28,18 @@ STEPS: tuple[tuple[str, str, str | None], ...] = (
     (r"vocabularies/.*", "vocabulary", None),
     (r"[^/]+/genes\..*", "gene mapping", None),
     (r"[^/]+/tokens/.*", "tokenize", "passed"),
+    (r"models/[^/]+/download", "download model", None),
     (r"models/[^/]+/import", "import model", None),
     (r"models/[^/]+/pretrain", "pretrain", None),
+    (r"models/[^/]+/finetune", "fine-tune", None),
     (r"models/[^/]+/randomize", "random weights", None),
+    (r"models/[^/]+/verify", "verify model", None),
     (r"[^/]+/embeddings/[^/]+\.map", "map (UMAP)", "passed"),
     (r"[^/]+/embeddings/[^/]+/\d+-of-\d+", "embed cells", "passed"),
     (r"[^/]+/embeddings/[^/]+", "gather cells", None),
     (r"[^/]+/gene_embeddings/[^/]+/\d+-of-\d+", "embed genes", "passed"),
     (r"[^/]+/gene_embeddings/[^/]+", "gather genes", None),
+    (r"[^/]+/predictions/[^/]+", "predict", "passed"),
     (r"benchmarks/[^/]+/split", "split", None),
     (r"benchmarks/.*", "evaluate", None),
     (r"summari[sz]e", "summarize", None),
@@ -52,69 +52,12 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def models(spec: ReportSpec, figures: Figures) -> list[dict[str, Any]]:
-    """One entry a model: its shape, and its training where it was trained here."""
-    return [_model(name, folder, figures) for name, folder in spec.models.items()]
-
-
-def _model(name: str, folder: Path, figures: Figures) -> dict[str, Any]:
-    config = read_json(folder / "config.json")
-    training_file, loss_file = folder / "training.json", folder / "loss.tsv"
-    training = dict(read_json(training_file)) if training_file.is_file() else {}
-    heldout, unigram = training.get("heldout_loss"), training.get("unigram_entropy")
-    entry: dict[str, Any] = {
-        "name": name,
-        "layers": config.get("num_hidden_layers"),
-        "width": config.get("hidden_size"),
-        "heads": config.get("num_attention_heads"),
-        "context": config.get("max_position_embeddings"),
-        "tokens": config.get("vocab_size"),
-        "weights": _parameters(folder / "model.safetensors"),
-        "trained": bool(training),
-        "steps": training.get("parameters", {}).get("steps"),
-        "cells": training.get("n_cells"),
-        "seen": training.get("n_tokens"),
-        "heldout": heldout,
-        "unigram": unigram,
-        "gain": None if heldout is None or unigram is None else unigram - heldout,
-        "figure": None,
-    }
-    columns = _columns(loss_file, ("step", "train_loss", "heldout_loss")) if loss_file.is_file() else {}
-    if not columns or not len(columns["step"]):
-        return entry
-    entry["figure"] = figures.add(
-        f"model-{name}-loss",
-        f"Loss of the model {name} over training, on training and on held-out cells",
-        lambda stem: plots.loss_curve(
-            columns["step"],
-            columns["train_loss"],
-            columns["heldout_loss"],
-            stem,
-            unigram_entropy=unigram,
-            title=f"{words.title(name)}: loss of masked genes",
-        ),
-    )
-    return entry
-
-
-def _parameters(weights: Path) -> int | None:
-    """Number of weights, from the header of a safetensors file."""
-    if not weights.is_file():
-        return None
-    with open(weights, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > weights.stat().st_size:
-            raise UserError("not a whole safetensors file", path=weights, fix="make it again")
-        header = json.loads(file.read(length))
-    return sum(math.prod(t["shape"]) for k, t in header.items() if k != "__metadata__")
-
-
 def _read_tsv(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
-def _columns(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def columns(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Columns of a tsv as float64, NaN where a value is empty, "-" or "NA"."""
     rows = _read_tsv(path)
     return {name: np.array([_float(row.get(name)) for row in rows], dtype=np.float64) for name in names}

@@ -50,6 +50,8 @@ class ReportSpec:
         By name, in the order of the report.
     models
         Folder by name: config.json and model.safetensors; training.json and loss.tsv where trained here.
+    verified
+        What `verify` wrote, by the name of the model.
     maps
         Maps of cells.
     scores
@@ -63,6 +65,7 @@ class ReportSpec:
     title: str = "Single-cell embeddings"
     datasets: Mapping[str, DatasetFiles]
     models: Mapping[str, Path] = field(default_factory=dict)
+    verified: Mapping[str, Path] = field(default_factory=dict)
     maps: Sequence[MapFile] = ()
     scores: Sequence[Path] = ()
     runtime: Path | None = None
@@ -86,9 +89,7 @@ def from_config(
         Score files, in the order of the report; default: those of the benchmarks of the config that are there.
     """
     results = Path(results)
-    vocabularies = dict.fromkeys(
-        [*config.vocabularies, *map(config.vocabulary_of, config.models)]
-    )
+    vocabularies = dict.fromkeys([*config.vocabularies, *map(config.vocabulary_of, config.models)])
     datasets = {}
     for name, dataset in config.datasets.items():
         shards = [f"{number:04d}-of-{dataset.shards:04d}.parquet" for number in range(1, dataset.shards + 1)]
@@ -115,6 +116,11 @@ def from_config(
         title=title or f"Single-cell embeddings of {' and '.join(config.datasets)}",
         datasets=datasets,
         models={name: folder for name, folder in models.items() if (folder / "config.json").is_file()},
+        verified={
+            name: results / "models" / f"{name}.verify.json"
+            for name, model in config.models.items()
+            if model.verify and (results / "models" / f"{name}.verify.json").is_file()
+        },
         maps=[file for file in maps if file.path.is_file()],
         scores=[Path(path) for path in scores],
         runtime=results / "runtime",

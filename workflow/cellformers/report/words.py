@@ -80,6 +80,11 @@ def score(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+def power(value: float | None) -> str:
+    """A very small number, as 1.2e-06."""
+    return "–" if value is None else f"{value:.1e}"
+
+
 def seconds(value: float | None) -> str:
     """72.4 as 1 min 12 s."""
     return "–" if value is None or not math.isfinite(value) else duration(value)

@@ -18,9 +18,7 @@ from token_files import make_model
 from cellformers import __version__, cli
 from cellformers.doctor import Finding
 
-VERBS = [
-    name for group in (cli.setup, cli.counts, cli.genes, cli.models, cli.evaluation) for name in group.VERBS
-]
+VERBS = [name for group in cli.GROUPS for name in group.VERBS]
 COMMAND = (sys.executable, "-m", "cellformers.cli")
 
 

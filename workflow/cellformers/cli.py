@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from cellformers.commands import counts, embedding, evaluation, genes, models, pretraining, setup
+from cellformers.commands import counts, downloads, embedding, evaluation, genes, models, pretraining, setup
 from cellformers.errors import DISK_FULL, UserError
 
 app = typer.Typer(
@@ -26,7 +26,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (setup, counts, genes, models, pretraining, embedding, evaluation):
+GROUPS = (setup, downloads, counts, genes, models, pretraining, embedding, evaluation)
+for group in GROUPS:
     for name, verb in group.VERBS.items():
         app.command(name)(verb)
 

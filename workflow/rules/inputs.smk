@@ -85,7 +85,9 @@ def download_options(wildcards):
 
 def published_model(wildcards):
     folder = CONFIG.models[wildcards.published].path
-    return [str(folder / "config.json"), str(folder / "model.safetensors")]
+    kinds = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    there = [name for name in kinds if (folder / name).is_file()]
+    return [str(folder / name) for name in ("config.json", *(there or kinds)[:1])]
 
 
 def published_model_vocabulary(wildcards):

@@ -9,7 +9,7 @@ from cellformers import plots
 from cellformers.errors import UserError
 from cellformers.io.files import read_json
 from cellformers.report import words
-from cellformers.report.figures import Figures
+from cellformers.report.figures import Figure, Figures
 from cellformers.report.runs import columns
 from cellformers.report.spec import ReportSpec
 
@@ -44,7 +44,9 @@ def _model(name: str, folder: Path, figures: Figures) -> dict[str, Any]:
     }
 
 
-def _curve(name: str, path: Path, unigram: float | None, figures: Figures, *, finetuned: bool) -> str | None:
+def _curve(
+    name: str, path: Path, unigram: float | None, figures: Figures, *, finetuned: bool
+) -> Figure | None:
     """The figure of a model's training; None where it was not trained here."""
     found = columns(path, ("step", "train_loss", "heldout_loss")) if path.is_file() else {}
     if not found or not len(found["step"]):

@@ -93,7 +93,10 @@ def test_minimal_config_gets_defaults() -> None:
         (change(models={"m": {"pretrain": {"steps": 5}}}), "needs a vocabulary, or a model to continue from"),
         (
             change(
-                models={"m": {"path": "a"}, "f": {"finetune": {"model": "m", "dataset": "mine", "labl": "x"}}}
+                models={
+                    "m": {"path": "a"},
+                    "f": {"finetune": {"model": "m", "datasets": ["mine"], "labl": "x"}},
+                }
             ),
             "did you mean 'label'?",
         ),
@@ -101,14 +104,16 @@ def test_minimal_config_gets_defaults() -> None:
             change(
                 models={
                     "a": {"pretrain": {"continue_from": "b"}},
-                    "b": {"finetune": {"model": "a", "dataset": "mine", "label": "x"}},
+                    "b": {"finetune": {"model": "a", "datasets": ["mine"], "label": "x"}},
                 }
             ),
             "start from each other",
         ),
         (
             change(
-                models={"f": {"finetune": {"model": "f", "dataset": "mine", "label": "x", "task": "genes"}}}
+                models={
+                    "f": {"finetune": {"model": "f", "datasets": ["mine"], "label": "x", "task": "genes"}}
+                }
             ),
             "needs a table of labels",
         ),
@@ -116,7 +121,7 @@ def test_minimal_config_gets_defaults() -> None:
             change(
                 models={
                     "m": {"path": "a"},
-                    "f": {"finetune": {"model": "m", "dataset": "mine", "label": "x"}},
+                    "f": {"finetune": {"model": "m", "datasets": ["mine"], "label": "x"}},
                 },
                 embeddings={"e": {"model": "f"}},
                 benchmarks={"b": {"task": "cells", "train": ["mine"], "label": "y", "embeddings": ["e"]}},
@@ -137,7 +142,7 @@ def test_models_of_one_line_read_one_vocabulary() -> None:
             models={
                 "v2": {"checkpoint": "geneformer-v2-104m"},
                 "further": {"pretrain": {"continue_from": "v2"}},
-                "tuned": {"finetune": {"model": "further", "dataset": "mine", "label": "x"}},
+                "tuned": {"finetune": {"model": "further", "datasets": ["mine"], "label": "x"}},
                 "own": {"path": "folder"},
             }
         )

@@ -339,6 +339,8 @@ def test_a_copy_elsewhere(lab: Lab, tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}")
     lab.get(output=folder)
     assert open_model(folder)
+    (tmp_path / "made" / "vocabulary").mkdir(parents=True)  # folders of its outputs, as Snakemake makes them
+    assert open_model(lab.get(output=tmp_path / "made"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     with pytest.raises(UserError, match="mine: is a folder with other things in it; choose a new --output"):

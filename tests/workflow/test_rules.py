@@ -46,13 +46,13 @@ def published_models() -> dict[str, Any]:
             "further": {"pretrain": {"continue_from": "v2", "datasets": ["mine"], "steps": 10}},
             "disease": {
                 "finetune": {
-                    "model": "v2", "dataset": "mine", "label": "disease", "unit": "donor",
+                    "model": "v2", "datasets": ["mine"], "label": "disease", "unit": "donor",
                     "preset": "cardiomyopathy", "lora": {"rank": 8}, "predict": ["other"],
                 }
             },
             "dosage": {
                 "finetune": {
-                    "model": "further", "dataset": "mine", "task": "genes", "labels": "genes.csv",
+                    "model": "further", "datasets": ["mine"], "task": "genes", "labels": "genes.csv",
                     "label": "dosage_sensitive", "key": "gene",
                 }
             },

@@ -29,7 +29,7 @@ def benchmark_settings(wildcards):
 def needed_columns(wildcards):
     """The metadata columns that the config names for a dataset."""
     dataset = CONFIG.datasets[wildcards.dataset]
-    columns = [dataset.label, dataset.batch]
+    columns = [dataset.label, dataset.batch, *needed_by_finetuning(wildcards.dataset)]
     for spec in CONFIG.benchmarks.values():
         if isinstance(spec, CellBenchmark) and wildcards.dataset in spec.train + (spec.test or []):
             columns += [spec.label, spec.unit]

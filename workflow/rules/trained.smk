@@ -35,22 +35,44 @@ def pretrain_options(wildcards):
 
 def finetune_inputs(wildcards):
     spec = CONFIG.models[wildcards.finetuned].finetune
-    if spec.task != "genes":
-        labels = f"<results>/{spec.dataset}/cells.parquet"
-    else:
-        labels = "<results>/simulated/gene_labels.csv" if spec.simulated else str(spec.labels)
+    labels = [f"<results>/{dataset}/cells.parquet" for dataset in spec.datasets]
+    if spec.task == "genes":
+        labels = ["<results>/simulated/gene_labels.csv" if spec.simulated else str(spec.labels)]
     return {
-        "tokens": tokens_of([spec.dataset], wildcards.finetuned),
+        "tokens": tokens_of(spec.datasets, wildcards.finetuned),
         "labels": labels,
         "model": model_files(spec.model),
     }
 
 
+def needed_by_finetuning(dataset):
+    """The metadata columns that fine-tuning on a dataset reads."""
+    specs = [CONFIG.models[name].finetune for name in models_by("finetune")]
+    used = [spec for spec in specs if dataset in spec.datasets and spec.task != "genes"]
+    labels = [spec.label if isinstance(spec.label, list) else [spec.label] for spec in used]
+    return [name for names in labels for name in names] + [
+        name for spec in used for name in (spec.unit, spec.split_column)
+    ]
+
+
+def finetune_sources(wildcards, input):
+    """Tokens and labels; of several datasets with their names in front."""
+    spec = CONFIG.models[wildcards.finetuned].finetune
+    tokens, labels = list(input.tokens), list(input.labels)
+    if len(spec.datasets) > 1:
+        owners = [name for name in spec.datasets for _ in shard_names(name)]
+        tokens = named(owners, tokens)
+        labels = labels if spec.task == "genes" else named(spec.datasets, labels)
+    return f"{shlex.join(tokens)} {flags(labels=labels)}"
+
+
 def finetune_options(wildcards):
     spec = CONFIG.models[wildcards.finetuned].finetune
-    apart = {"model", "dataset", "label", "labels", "simulated", "lora", "predict"}
-    label = spec.label if isinstance(spec.label, list) else [spec.label]
+    apart = {"model", "datasets", "label", "labels", "simulated", "lora", "predict"}
+    label = spec.label if spec.label is None or isinstance(spec.label, list) else [spec.label]
     options = spec.model_dump(exclude=apart) | {"label": label, "accelerator": CONFIG.accelerator}
+    if spec.simulated and spec.unit is None:
+        options["unit"] = "pair"  # the simulated factors are matched pairs
     if spec.lora:
         adapter = spec.lora.model_dump(exclude={"dropout"})
         options |= {"lora": True, **adapter, "lora_dropout": spec.lora.dropout}

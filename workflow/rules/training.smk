@@ -62,9 +62,10 @@ rule finetune_model:
         revision=REVISIONS["finetune"],
         folder=subpath(output.config, parent=True),
         model=folder_of("model"),
+        sources=finetune_sources,
         options=finetune_options,
     shell:
-        "cellformers finetune {input.tokens} --model {params.model} --labels {input.labels} {params.options} "
+        "cellformers finetune {params.sources} --model {params.model} {params.options} "
         "--threads {threads} -o {params.folder} 2> {log}"
 
 

@@ -79,7 +79,7 @@ class Config(Section):
     def finetuned_on(self, model: str) -> set[str]:
         """Datasets whose labels a model has seen."""
         specs = [self.models[name].finetune for name in self.lineage(model)]
-        return {spec.dataset for spec in specs if spec is not None}
+        return {dataset for spec in specs if spec is not None for dataset in spec.datasets}
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -124,7 +124,7 @@ class Config(Section):
             if model.finetune:
                 spec, where = model.finetune, f"models.{name}.finetune"
                 known("models", [spec.model], f"{where}.model")
-                known("datasets", [spec.dataset], f"{where}.dataset")
+                known("datasets", spec.datasets, f"{where}.datasets")
                 known("datasets", spec.predict, f"{where}.predict")
             if model.checkpoint is not None and model.checkpoint not in registered_models():
                 hint = did_you_mean(model.checkpoint, registered_models())

@@ -283,7 +283,7 @@ def _give(folder: Path, output: Path, *, verify: bool) -> Path:
     if output.resolve() == folder.resolve() or damage(output, record, thorough=verify) is None:
         return output
     ours = any((output / name).is_file() for name in (CONFIG, "vocabulary.json"))
-    if output.is_dir() and any(output.iterdir()) and not ours:
+    if not ours and any(not path.is_dir() for path in output.rglob("*")):
         raise UserError("is a folder with other things in it", path=output, fix="choose a new --output")
     with atomic_dir(output) as temporary:
         for name in record:

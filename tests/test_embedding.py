@@ -1,17 +1,18 @@
-"""Embeddings of cells and genes, and that they depend on nothing but the cell and the model."""
-
-import hashlib
+"""Embeddings of cells, and that they depend on nothing but the cell and the model."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from token_files import make_cells, make_model, make_vocabulary, write_shards, write_tokens
+from token_files import make_cells, make_config, make_model, make_vocabulary, write_shards, write_tokens
 
-from cellformers.embedding import default_mode, embed_cells, merge_gene_sums, sum_genes
+from cellformers.embedding import default_mode, embed_cells
 from cellformers.errors import UserError
 from cellformers.io.files import read_metadata
-from cellformers.models import checkpoints
+from cellformers.models import checkpoints, layouts
+from cellformers.models.directory import open_model
+from cellformers.selection import choose_cells
 
 LENGTHS = (40, 7, 60, 1, 13, 25, 9, 50)
 
@@ -30,6 +31,20 @@ def v2(tmp_path):
     cells = make_cells(vocabulary, LENGTHS)
     model = make_model(tmp_path / "model", vocabulary)
     return vocabulary, cells, model, write_tokens(tmp_path / "tokens.parquet", cells, vocabulary)
+
+
+@pytest.fixture
+def labelled(v2, tmp_path):
+    """Cells of two types and three donors; the first two of every four are of type A."""
+    table = pa.table(
+        {
+            "cell_id": [f"cell{i}" for i in range(len(LENGTHS))],
+            "type": ["A", "A", "B", "B"] * 2,
+            "donor": ["d1", "d2", "d3", None] * 2,
+        }
+    )
+    pq.write_table(table, tmp_path / "cells.parquet")
+    return tmp_path / "cells.parquet"
 
 
 def vectors(path):
@@ -115,8 +130,6 @@ def test_no_cells_at_all(v2, tmp_path):
     tokens = write_tokens(tmp_path / "t.parquet", [], vocabulary)
     assert embed_cells(tokens, model, tmp_path / "e.parquet").n_cells == 0
     assert pq.read_table(tmp_path / "e.parquet").num_rows == 0
-    sum_genes(tokens, model, tmp_path / "s.parquet")
-    assert merge_gene_sums([tmp_path / "s.parquet"], tmp_path / "g.parquet") == 0
 
 
 def test_bfloat16_is_near_and_stored_as_float32(v2, tmp_path):
@@ -144,9 +157,8 @@ def test_tokens_of_another_vocabulary_are_refused(v2, tmp_path):
     _, cells, model, _ = v2
     other = make_vocabulary(61, special="v2")
     tokens = write_tokens(tmp_path / "t.parquet", cells, other)
-    for work in (embed_cells, sum_genes):
-        with pytest.raises(UserError, match="wrong vocabulary"):
-            work(tokens, model, tmp_path / "e.parquet")
+    with pytest.raises(UserError, match="wrong vocabulary"):
+        embed_cells(tokens, model, tmp_path / "e.parquet")
     assert not (tmp_path / "e.parquet").exists()
 
 
@@ -172,7 +184,13 @@ def test_cells_that_do_not_fit_are_named(v2, tmp_path, cell, words):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"mode": "cel"}, "did you mean 'cell'"), ({"layer": 1}, "no layer 1"), ({"dtype": "float8"}, "float8")],
+    [
+        ({"mode": "cel"}, "did you mean 'cell'"),
+        ({"layer": 1}, "no layer 1"),
+        ({"dtype": "float8"}, "float8"),
+        ({"dtype": "fp8"}, "fp8 does not work here"),
+        ({"backend": "sdp"}, "did you mean 'sdpa'"),
+    ],
 )
 def test_options_that_do_not_exist(v2, tmp_path, options, words):
     _, _, model, tokens = v2
@@ -180,66 +198,105 @@ def test_options_that_do_not_exist(v2, tmp_path, options, words):
         embed_cells(tokens, model, tmp_path / "e.parquet", **options)
 
 
-# --- genes --------------------------------------------------------------------------------------------
+# --- which cells, which model, which precision --------------------------------------------------------------
 
 
-def gene_embeddings(folder, shards, model, **options):
-    sums = []
-    for i, shard in enumerate(shards):
-        sums.append(folder / f"sums-{len(shards)}-{i}.parquet")
-        sum_genes(shard, model, sums[-1], **options)
-    output = folder / f"genes-{len(shards)}.parquet"
-    merge_gene_sums(sums[::-1], output)
-    return output
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_chosen_cells_have_the_rows_they_have_among_all(v2, labelled, tmp_path, n_shards):
+    vocabulary, cells, model, tokens = v2
+    embed_cells(tokens, model, tmp_path / "all.parquet")
+    ids, everything = vectors(tmp_path / "all.parquet")
+    found = []
+    for i, shard in enumerate(write_shards(tmp_path, cells, vocabulary, n_shards)):
+        choice = choose_cells(shard, cells=labelled, where={"type": ["A"], "donor": ["d2", "d1"]})
+        result = embed_cells(shard, model, tmp_path / f"{i}.parquet", choice=choice)
+        found.append(pq.read_table(tmp_path / f"{i}.parquet"))
+        assert result.n_cells == len(found[-1])
+        metadata = read_metadata(tmp_path / f"{i}.parquet")
+        assert metadata["parameters"]["where"] == {"donor": ["d1", "d2"], "type": ["A"]}
+        assert metadata["inputs"]["cells"] == choice.digest
+    joined = pa.concat_tables(found)
+    assert joined["cell_id"].to_pylist() == ["cell0", "cell1", "cell4", "cell5"]
+    rows = [ids.index(cell) for cell in joined["cell_id"].to_pylist()]
+    assert np.array_equal(np.array(joined["embedding"].to_pylist(), np.float32), everything[rows])
 
 
-def test_gene_embeddings_are_means_over_the_cells_with_the_gene(setup, tmp_path):
-    vocabulary, cells, model, tokens = setup
-    table = pq.read_table(gene_embeddings(tmp_path, [tokens], model, layer=-1)).to_pylist()
-    states = hidden_states(model, cells, -1)
-    by_id = dict(
-        zip(vocabulary.gene_ids, zip(vocabulary.token_ids, vocabulary.symbols, strict=True), strict=True)
-    )
-    occurring = np.setdiff1d(np.concatenate(cells), list(vocabulary.special_tokens.values()))
-    assert [row["gene_id"] for row in table] == sorted(row["gene_id"] for row in table)
-    assert len(table) == len(occurring)
-    for row in table:
-        token, symbol = by_id[row["gene_id"]]
-        found = [h[list(c).index(token)] for c, h in zip(cells, states, strict=True) if token in c]
-        assert (row["symbol"], row["n_cells"]) == (symbol, len(found))
-        np.testing.assert_allclose(row["embedding"], np.mean(found, axis=0), atol=1e-6)
+def test_a_shard_without_a_chosen_cell_is_empty(v2, labelled, tmp_path):
+    vocabulary, cells, model, _ = v2
+    first = write_shards(tmp_path, cells, vocabulary, 4)[1]  # cells 2 and 3
+    choice = choose_cells(first, cells=labelled, where={"type": ["A"]})
+    assert embed_cells(first, model, tmp_path / "e.parquet", choice=choice).n_cells == 0
+    assert pq.read_table(tmp_path / "e.parquet").num_rows == 0
 
 
-def test_gene_embeddings_are_the_same_bytes_for_any_shards_and_threads(v2, tmp_path):
-    vocabulary, _, model, _ = v2
-    cells = make_cells(vocabulary, [10 + i % 40 for i in range(30)], seed=4)
-    digests = set()
-    for n, threads in ((1, 1), (2, 2), (7, 1)):
-        shards = write_shards(tmp_path, cells, vocabulary, n)
-        output = gene_embeddings(tmp_path, shards, model, threads=threads)
-        digests.add(hashlib.sha256(output.read_bytes()).hexdigest())
-    assert len(digests) == 1
+def test_rows_are_written_in_groups_of_so_many_chosen_cells(v2, labelled, tmp_path, monkeypatch):
+    _, _, model, tokens = v2
+    monkeypatch.setattr("cellformers.embedding.BLOCK", 3)
+    choice = choose_cells(tokens, cells=labelled, where={"type": ["A"]})
+    embed_cells(tokens, model, tmp_path / "e.parquet", choice=choice)
+    groups = pq.ParquetFile(tmp_path / "e.parquet").metadata
+    assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [3, 1]
 
 
-def test_sums_of_different_models_do_not_merge(v2, tmp_path):
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"head": "cell", "labels": ("a", "b", "c")},
+        {"head": "gene", "labels": ("a", "b")},
+        {"head": "tasks", "tasks": (("type", ("a", "b")), ("age", ("old", "young"))), "pooling": "attention"},
+        {"head": "none"},
+    ],
+    ids=lambda head: head["head"],
+)
+def test_a_model_with_another_head_embeds_as_its_encoder_does(v2, tmp_path, head):
     vocabulary, _, model, tokens = v2
-    other = make_model(tmp_path / "other", vocabulary, seed=1)
-    sum_genes(tokens, model, tmp_path / "a.parquet")
-    sum_genes(tokens, other, tmp_path / "b.parquet")
-    with pytest.raises(UserError, match="inputs not as in"):
-        merge_gene_sums([tmp_path / "a.parquet", tmp_path / "b.parquet"], tmp_path / "g.parquet")
-    with pytest.raises(UserError, match="at least one"):
-        merge_gene_sums([], tmp_path / "g.parquet")
+    network = checkpoints.load(model)
+    config = make_config(vocabulary, **head)
+    other = layouts.random_model(config, seed=5)
+    encoder = {name: value for name, value in network.state_dict().items() if not name.startswith("head.")}
+    missing, unexpected = other.load_state_dict(encoder, strict=False)
+    assert not unexpected
+    assert all(name.startswith("head.") for name in missing)
+    (tmp_path / "tuned").mkdir()
+    checkpoints.save(other, tmp_path / "tuned")
+    vocabulary.save(tmp_path / "tuned" / "vocabulary")
+    for mode in ("cls", "cell"):
+        embed_cells(tokens, model, tmp_path / "plain.parquet", mode=mode, layer=0)
+        embed_cells(tokens, tmp_path / "tuned", tmp_path / "tuned.parquet", mode=mode, layer=0)
+        plain, tuned = (vectors(tmp_path / f"{name}.parquet")[1] for name in ("plain", "tuned"))
+        assert plain.any()
+        assert np.array_equal(plain, tuned)
 
 
-def test_states_beyond_the_range_of_exact_sums_are_refused(v2, tmp_path):
+@pytest.mark.parametrize(("short", "full"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
+def test_metadata_name_the_precision_in_full(v2, tmp_path, short, full):
+    _, _, model, tokens = v2
+    for dtype in (short, full):
+        embed_cells(tokens, model, tmp_path / dtype, dtype=dtype)
+        assert read_metadata(tmp_path / dtype)["parameters"]["dtype"] == full
+    assert (tmp_path / short).read_bytes() == (tmp_path / full).read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["cls", "cell"])
+def test_numbers_that_overflow_in_float16_are_refused(v2, tmp_path, mode):
     _, _, model, tokens = v2
     network = checkpoints.load(model)
-    network.layers[-2].output_norm.weight.fill_(1e4)
+    network.layers[-1].output_norm.weight.fill_(6e4)
+    network.layers[-1].output_norm.bias.fill_(6e4)
     checkpoints.save(network, model)
-    with pytest.raises(UserError, match="beyond the range"):
-        sum_genes(tokens, model, tmp_path / "s.parquet", layer=-1)
-    network.layers[-2].output_norm.weight.fill_(float("nan"))
-    checkpoints.save(network, model)
-    with pytest.raises(UserError, match="beyond the range"):
-        sum_genes(tokens, model, tmp_path / "s.parquet", layer=-1)
+    embed_cells(tokens, model, tmp_path / "e.parquet", mode=mode, layer=0, dtype="bf16")
+    assert np.abs(vectors(tmp_path / "e.parquet")[1]).max() > 65504
+    with pytest.raises(UserError, match=r"'cell0' is not finite; float16 .* --dtype bf16"):
+        embed_cells(tokens, model, tmp_path / "half.parquet", mode=mode, layer=0, dtype="fp16")
+    assert not list(tmp_path.glob("*half*"))
+
+
+def test_the_first_cell_that_is_not_finite_is_named(v2, tmp_path):
+    vocabulary, _, model, _ = v2
+    cells = [np.array([2, gene, 3], np.int32) for gene in (5, 6, 7, 8, 7)]
+    tokens = write_tokens(tmp_path / "t.parquet", cells, vocabulary)
+    opened = open_model(model)
+    opened.network.words.weight[7] = float("nan")
+    with pytest.raises(UserError, match="'cell2' is not finite; are these weights"):
+        embed_cells(tokens, opened, tmp_path / "e.parquet")
+    assert not (tmp_path / "e.parquet").exists()

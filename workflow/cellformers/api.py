@@ -103,6 +103,7 @@ def embed(
     mode: str | None = None,
     layer: int = -1,
     dtype: str = "float32",
+    backend: str = "auto",
     counts_layer: str | None = None,
     raw: bool = False,
     accelerator: str = "cpu",
@@ -122,8 +123,8 @@ def embed(
         `cls` or `cell`; None: cls where the vocabulary has <cls>.
     layer
         0 = last, -1 = second to last, and so on.
-    dtype
-        `float32`, or `bfloat16` where the device has it.
+    dtype, backend
+        `float32`, or `bfloat16`, `float16`, `fp8` where the device has it; `auto`, `te`, `varlen` or `sdpa`.
     counts_layer, raw
         Read the counts from this layer, or from `raw`.
 
@@ -140,7 +141,7 @@ def embed(
 
     model = Path(model)
     mode = mode or default_mode(model)
-    opened = load_model(model, mode=mode, layer=layer, dtype=dtype, accelerator=accelerator)
+    opened = load_model(model, mode=mode, layer=layer, dtype=dtype, backend=backend, accelerator=accelerator)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         tokens, embedded = folder / "tokens.parquet", folder / "embedding.parquet"

@@ -15,7 +15,18 @@ from typing import NoReturn
 
 import typer
 
-from cellformers.commands import counts, downloads, embedding, evaluation, genes, models, pretraining, setup
+from cellformers.commands import (
+    counts,
+    downloads,
+    embedding,
+    evaluation,
+    finetuning,
+    genes,
+    models,
+    pretraining,
+    searching,
+    setup,
+)  # fmt: skip
 from cellformers.errors import DISK_FULL, UserError
 
 app = typer.Typer(
@@ -26,7 +37,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-GROUPS = (setup, downloads, counts, genes, models, pretraining, embedding, evaluation)
+GROUPS = (
+    setup, downloads, counts, genes, models, pretraining, finetuning, searching, embedding, evaluation,
+)  # fmt: skip
 for group in GROUPS:
     for name, verb in group.VERBS.items():
         app.command(name)(verb)

@@ -64,15 +64,48 @@ def _devices() -> list[Finding]:
     return findings
 
 
+def _how_to_get(backend: str, cuda: str | None) -> str:
+    """Advice for a backend that does not work on a machine with a GPU; `cuda` is the version torch was built for."""
+    if backend == "varlen":
+        return "install torch 2.10 or later, a build with CUDA"
+    extras = f"pytorch,core-cu{cuda.partition('.')[0]}" if cuda else "pytorch"
+    return (
+        f"the GPU's fastest path, and fp8: pip install --no-build-isolation 'transformer_engine[{extras}]' "
+        "(it is compiled for the torch that is there; see docs/gpu.md)"
+    )
+
+
 def _backends() -> list[Finding]:
+    """Which backends of a model work, what "auto" takes, and whether fp8 does."""
     try:
-        from cellformers.models.attention import available_backends
+        import torch
+
+        from cellformers.models import attention
     except ImportError:
         return []
-    return [
-        Finding("ok" if reason is None else "note", f"attention backend {name}", reason or "")
-        for name, reason in available_backends().items()
-    ]
+    capability = attention.compute_capability()
+    device = torch.device("cpu" if capability is None else "cuda")
+    findings = []
+    for name, reason in attention.available_backends().items():
+        # without a GPU there is nothing to get
+        advice = "" if reason is None or capability is None else _how_to_get(name, torch.version.cuda)
+        because = "" if reason is None else f": {reason}"
+        findings.append(
+            Finding("ok" if reason is None else "note", f"attention backend {name}{because}", advice)
+        )
+    refused = attention.fp8_refusal(device)
+    if capability is not None:
+        findings.append(Finding("ok", f"the GPU has compute capability {capability[0]}.{capability[1]}"))
+    findings.append(
+        Finding("ok", "fp8 works (dtype fp8)") if refused is None else Finding("note", f"no fp8: {refused}")
+    )
+    taken = {
+        short: attention.choose("auto", device, dtype)
+        for short, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))
+    }
+    choices = ", ".join(f"{backend} for {short}" for short, backend in taken.items())
+    findings.append(Finding("ok", f"backend auto takes on {device.type}: {choices}"))
+    return findings
 
 
 def _writable(folder: Path) -> Finding:

@@ -43,6 +43,7 @@ def embed_file(
     mode: str | None = None,
     layer: int = -1,
     dtype: str = "float32",
+    backend: str = "auto",
     umap: bool = True,
     seed: int = 0,
     accelerator: str = "cpu",
@@ -58,7 +59,7 @@ def embed_file(
         A count file or folder, a model directory, the .h5ad to write.
     name
         obsm key after `X_`; default: the name of the model's folder.
-    mode, layer, dtype
+    mode, layer, dtype, backend
         As in `embedding.embed_cells`; mode None is cls where the vocabulary has <cls>, else cell.
     umap
         Also write neighbours (obsp and uns under `name`, as `scanpy.pp.neighbors(..., key_added=name)` has them) and
@@ -78,7 +79,7 @@ def embed_file(
     name = name or model.resolve().name
     _check_output(path, output)
     wanted: dict[str, Any] = {"mode": mode or default_mode(model), "layer": layer, "dtype": dtype}
-    opened = load_model(model, **wanted, accelerator=accelerator)
+    opened = load_model(model, **wanted, backend=backend, accelerator=accelerator)
     with open_counts(path, options=options) as source, _parts_folder(output) as parts:
         for note in source.notes:
             say(f"{path}: {note}", quiet=quiet)

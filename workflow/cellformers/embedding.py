@@ -1,16 +1,14 @@
-"""Embeddings of cells and genes from tokens and a model.
+"""Embeddings of cells from tokens and a model.
 
     embed_cells("tokens/0.parquet", "models/gf", "embeddings/0.parquet", mode="cell", layer=-1)
-    sum_genes("tokens/0.parquet", "models/gf", "sums/0.parquet", layer=-1)
-    merge_gene_sums(["sums/0.parquet", "sums/1.parquet"], "gene_embeddings.parquet")
 
-Cells are read, computed and written in order, a block at a time, so memory does not grow with their number.
-Per-gene sums are integers, hence exact and the same for any division of the cells into shards.
+Cells are read, computed and written in order, a block at a time, so memory does not grow with their number. Models
+with the head of a classifier embed like any other: what counts is their encoder. The vectors of genes are in
+`gene_embedding`.
 """
 
 import json
-import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,30 +19,28 @@ import torch
 from torch import Tensor
 
 from cellformers.errors import UserError, did_you_mean
-from cellformers.io.arrow import as_numbers, numbers, strings
-from cellformers.io.files import METADATA_KEY, atomic_path, read_metadata, read_table, stamp, write_table
-from cellformers.models.batches import Step, pick_device, pick_precision, runner
+from cellformers.io.arrow import numbers, strings
+from cellformers.io.files import METADATA_KEY, atomic_path, read_metadata, stamp
+from cellformers.models.batches import Step, pick_device, pick_precision, precision_name, runner
 from cellformers.models.checkpoints import read_config
 from cellformers.models.directory import VOCABULARY, Model, open_model
 from cellformers.models.geneformer import Geneformer
 from cellformers.revisions import REVISIONS
-from cellformers.tokens import TokenBatch, check_vocabulary, read_tokens
+from cellformers.selection import Choice
+from cellformers.tokens import check_vocabulary, count_cells, read_tokens
 from cellformers.vocabulary import Vocabulary
 
 Array = np.ndarray[Any, Any]
+Cells = tuple[list[str], list[Array]]  # names, and the tokens of each
 
 MODES = ("cls", "cell")
+FLOAT_MAX = float(np.finfo(np.float32).max)
 BLOCK = 1024  # cells read, computed and written at a time
 Progress = Callable[[int], None]  # called with the number of cells that were done since the last call
 
-# Per-gene sums in units of 2^-28: an entry of at most 2^8 times 2^26 cells stays within int64.
-FIXED_POINT = 28
-MAX_MAGNITUDE = 2.0**8
-MAX_CELLS = 2**26
-
 
 class Embedded(NamedTuple):
-    """What `embed_cells` and `sum_genes` went through."""
+    """What went through a model."""
 
     n_cells: int
     n_tokens: int
@@ -52,26 +48,142 @@ class Embedded(NamedTuple):
     dim: int
 
 
-def _cells(block: TokenBatch) -> list[Array]:
-    """The tokens of each cell."""
-    return [block.tokens[a:b] for a, b in zip(block.offsets[:-1], block.offsets[1:], strict=True)]
+# --- what embeddings of cells and of genes have in common -----------------------------------------------
 
 
-def _validate(block: TokenBatch, model: Model, path: str | Path, *, cls: int | None) -> None:
-    """Refuse tokens the network has no row for, cells longer than its positions, cells without <cls>."""
+def load_model(
+    model_dir: str | Path | Model,
+    *,
+    layer: int,
+    mode: str | None = None,
+    dtype: str = "float32",
+    backend: str = "auto",
+    accelerator: str = "cpu",
+) -> Model:
+    """Open a model for embedding, which takes it in place of its folder where many files are embedded.
+
+    An opened model is handed back as it is, when it has the mode and the layer.
+
+    Raises
+    ------
+    UserError
+        If it is damaged, has no such mode or layer, or the device or backend is not there.
+    """
+    if isinstance(model_dir, Model):
+        model = model_dir
+    else:
+        precision = pick_precision(dtype)
+        device = pick_device(accelerator)
+        model = open_model(
+            model_dir, dtype=precision.dtype, device=device, backend=backend, fp8=precision.fp8
+        )
+    if mode is not None:
+        _cls_token(mode, model)
+    model.network.config.depth(layer)
+    return model
+
+
+def made_from(
+    tokens: str | Path, model: Model, parameters: Mapping[str, Any], *, choice: Choice | None,
+    inputs: Mapping[str, str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Metadata of a result; UserError where the tokens are of another vocabulary than the model's."""
+    check_vocabulary(tokens, model.vocabulary)
+    known = read_metadata(tokens)["inputs"]
+    found = {key: known[key] for key in ("dataset", "vocabulary") if key in known}
+    found |= {"model": model.digest, **(inputs or {})}
+    used = {**parameters, "dtype": precision_name(parameters["dtype"])}
+    if choice is not None:
+        found["cells"] = choice.digest
+        used |= choice.parameters
+    return stamp("embed", REVISIONS["embed"], parameters=used, inputs=found)
+
+
+def chosen_cells(
+    tokens: str | Path, model: Model, *, choice: Choice | None, size: int, cls: int | None = None
+) -> Iterator[Cells]:
+    """Names and tokens of the chosen cells of a file in order, `size` cells at a time.
+
+    Raises
+    ------
+    UserError
+        For tokens the network has no row for, cells longer than its positions, and, where the token of <cls> is
+        given, cells that don't begin with it.
+    """
+    names: list[str] = []
+    cells: list[Array] = []
+    seen = 0
+    for block in read_tokens(tokens, cells=BLOCK):
+        stop = seen + len(block.cell_ids)
+        keep = range(stop - seen) if choice is None else np.flatnonzero(choice.keep[seen:stop]).tolist()
+        seen = stop
+        for i in keep:
+            names.append(block.cell_ids[i])
+            cells.append(block.tokens[block.offsets[i] : block.offsets[i + 1]])
+            _check_cell(names[-1], cells[-1], model, tokens, cls=cls)
+            if len(cells) == size:
+                yield names, cells
+                names, cells = [], []
+    if cells:
+        yield names, cells
+
+
+def _check_cell(name: str, cell: Array, model: Model, path: str | Path, *, cls: int | None) -> None:
     most = model.network.config.max_position_embeddings
-    for cell_id, cell in zip(block.cell_ids, _cells(block), strict=True):
-        what = None
-        if len(cell) > most:
-            what = f"has {len(cell)} tokens, the model takes {most}"
-        elif len(cell) and not 0 <= int(cell.min()) <= int(cell.max()) < model.vocabulary.size:
-            what = f"has a token outside 0 to {model.vocabulary.size - 1}"
-        elif cls is not None and (not len(cell) or int(cell[0]) != cls):
-            what = "does not begin with <cls>"
-        if what:
-            raise UserError(
-                f"cell {cell_id!r} {what}", path=path, fix="tokenize with the vocabulary of the model"
-            )
+    what = None
+    if len(cell) > most:
+        what = f"has {len(cell)} tokens, the model takes {most}"
+    elif len(cell) and not 0 <= int(cell.min()) <= int(cell.max()) < model.vocabulary.size:
+        what = f"has a token outside 0 to {model.vocabulary.size - 1}"
+    elif cls is not None and (not len(cell) or int(cell[0]) != cls):
+        what = "does not begin with <cls>"
+    if what:
+        raise UserError(f"cell {name!r} {what}", path=path, fix="tokenize with the vocabulary of the model")
+
+
+def largest_of_cells(of_row: Array, n_rows: Sequence[int]) -> Array:
+    """float32[cells]: the largest magnitude in each cell, from those of its rows; 0 for a cell without rows."""
+    rows = np.asarray(n_rows, np.int64)
+    result = np.zeros(len(rows), np.float32)
+    if len(of_row):  # reduceat passes NaN on
+        result[rows > 0] = np.maximum.reduceat(of_row, (np.cumsum(rows) - rows)[rows > 0])
+    return result
+
+
+def check_finite(
+    names: Sequence[str], largest: Array, *, dtype: str, model: Model, most: float = FLOAT_MAX
+) -> None:
+    """UserError, with the name of the first such cell, where a cell has entries beyond `most`, or none at all.
+
+    `largest` float[n_cells] holds the largest magnitude of each cell, NaN where an entry is NaN. Half precision
+    overflows at 65,504; networks in float32 and bfloat16 are finite unless their weights are not.
+    """
+    wrong = np.flatnonzero(~(largest <= most))
+    if not len(wrong):
+        return
+    value = float(largest[wrong[0]])
+    what = "is not finite" if not np.isfinite(value) else f"has an entry of {value:g}, beyond the range of {most:g}"
+    raise UserError(
+        f"the embedding of cell {names[wrong[0]]!r} {what}", path=model.path,
+        fix="float16 overflows with these weights: give --dtype bf16" if precision_name(dtype) == "float16"
+        else "are these weights of a trained model?",
+    )  # fmt: skip
+
+
+def tally(counts: Embedded, cells: Sequence[Array], model: Model) -> Embedded:
+    """The counts with these cells added."""
+    special = np.array(list(model.vocabulary.special_tokens.values()))
+    empty = sum(len(cell) <= len(special) and bool(np.isin(cell, special).all()) for cell in cells)
+    tokens = sum(map(len, cells))
+    return Embedded(counts.n_cells + len(cells), counts.n_tokens + tokens, counts.n_empty + empty, counts.dim)
+
+
+def count_chosen(tokens: str | Path, choice: Choice | None) -> int:
+    """Number of the chosen cells of a tokens file."""
+    return count_cells(tokens) if choice is None else int(choice.keep.sum())
+
+
+# --- cells ----------------------------------------------------------------------------------------------
 
 
 def cell_step(network: Geneformer, *, mode: str, layer: int, special: Collection[int]) -> Step:
@@ -100,8 +212,8 @@ def cell_step(network: Geneformer, *, mode: str, layer: int, special: Collection
     return mean
 
 
-def _checked_mode(mode: str, model: Model) -> int | None:
-    """The token of <cls> where the mode needs it."""
+def _cls_token(mode: str, model: Model) -> int | None:
+    """The token of <cls> where the mode needs it; UserError where there is no such mode or token."""
     if mode not in MODES:
         raise UserError(f"no embedding mode {mode!r}", fix=did_you_mean(mode, MODES))
     if mode != "cls":
@@ -120,41 +232,6 @@ def default_mode(model_dir: str | Path) -> str:
     return "cls" if Vocabulary.load(Path(model_dir) / VOCABULARY).has_cls else "cell"
 
 
-def load_model(
-    model_dir: str | Path, *, mode: str, layer: int, dtype: str = "float32", accelerator: str = "cpu"
-) -> Model:
-    """Open a model for `embed_cells`, which takes it in place of its folder where many files are embedded.
-
-    Raises
-    ------
-    UserError
-        If it is damaged, has no such mode or layer, or the device is not there.
-    """
-    device = pick_device(accelerator)
-    model = open_model(model_dir, dtype=pick_precision(dtype).dtype, device=device)
-    _checked_mode(mode, model)
-    model.network.config.depth(layer)
-    return model
-
-
-def _stamp(tokens: str | Path, model: Model, **parameters: Any) -> dict[str, Any]:
-    """Metadata of a result; UserError where the tokens are of another vocabulary than the model's."""
-    check_vocabulary(tokens, model.vocabulary)
-    inputs = read_metadata(tokens)["inputs"]
-    inputs = {key: inputs[key] for key in ("dataset", "vocabulary") if key in inputs}
-    return stamp("embed", REVISIONS["embed"], parameters=parameters, inputs={**inputs, "model": model.digest})
-
-
-def _count(counts: Embedded, block: TokenBatch, model: Model) -> Embedded:
-    special = list(model.vocabulary.special_tokens.values())
-    genes = np.concatenate([[0], np.cumsum(~np.isin(block.tokens, special))])
-    empty = int((genes[block.offsets[1:]] == genes[block.offsets[:-1]]).sum())
-    return Embedded(
-        counts.n_cells + len(block.cell_ids), counts.n_tokens + len(block.tokens), counts.n_empty + empty,
-        counts.dim,
-    )  # fmt: skip
-
-
 def embed_cells(
     tokens: str | Path,
     model_dir: str | Path | Model,
@@ -163,6 +240,8 @@ def embed_cells(
     mode: str = "cell",
     layer: int = -1,
     dtype: str = "float32",
+    backend: str = "auto",
+    choice: Choice | None = None,
     accelerator: str = "cpu",
     threads: int | None = None,
     batch_tokens: int | None = None,
@@ -178,9 +257,15 @@ def embed_cells(
         "cls": hidden state of the <cls> token; "cell": mean over the genes of the cell, special tokens left
         out, zeros for a cell without genes.
     layer
-        0 = last, -1 = second to last, ... to -n_layers, the embedding layer.
+        0 = last, -1 = second to last, ... to -n_layers, the embedding layer. Published uses take -1 for pretrained
+        models and 0 for fine-tuned ones.
     dtype
-        "float32" or "bfloat16": precision of the network; embeddings are stored as float32.
+        "float32" (fp32), "bfloat16" (bf16), "float16" (fp16) or "fp8": precision of the network; embeddings are
+        stored as float32.
+    backend
+        "auto", "te", "varlen" or "sdpa": how attention is computed.
+    choice
+        The cells to embed, by `selection.choose_cells`; None: all of them.
     accelerator
         "cpu" or "cuda".
     threads
@@ -193,17 +278,13 @@ def embed_cells(
     Raises
     ------
     UserError
-        If the tokens are of another vocabulary or don't fit the model, the mode or layer does not exist, or the
-        device is not there.
+        If the tokens are of another vocabulary or don't fit the model, the mode or layer does not exist, the
+        device or backend is not there, or an embedding is not finite (float16 overflows).
     """
-    model = (
-        model_dir
-        if isinstance(model_dir, Model)
-        else load_model(model_dir, mode=mode, layer=layer, dtype=dtype, accelerator=accelerator)
+    model = load_model(
+        model_dir, mode=mode, layer=layer, dtype=dtype, backend=backend, accelerator=accelerator
     )
-    device = model.network.words.weight.device
-    cls = _checked_mode(mode, model)
-    metadata = _stamp(tokens, model, mode=mode, layer=layer, dtype=dtype)
+    metadata = made_from(tokens, model, {"mode": mode, "layer": layer, "dtype": dtype}, choice=choice)
     dim = model.network.config.hidden_size
     step = cell_step(model.network, mode=mode, layer=layer, special=model.vocabulary.special_tokens.values())
     schema = pa.schema(
@@ -211,144 +292,21 @@ def embed_cells(
         metadata={METADATA_KEY: json.dumps(metadata).encode()},
     )
     counts = Embedded(0, 0, 0, dim)
+    cls = _cls_token(mode, model)
     with (
         atomic_path(output) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
-        runner(device, threads=threads, batch_tokens=batch_tokens) as run,
+        runner(model.network.words.weight.device, threads=threads, batch_tokens=batch_tokens) as run,
     ):
-        for block in read_tokens(tokens, cells=BLOCK):
-            _validate(block, model, tokens, cls=cls)
+        for names, cells in chosen_cells(tokens, model, choice=choice, size=BLOCK, cls=cls):
             rows = []
-            for n, result in run(_cells(block), step):
+            for n, result in run(cells, step):
                 rows.append(result.cpu().numpy())
                 if progress is not None:
                     progress(n)
-            vectors = pa.FixedSizeListArray.from_arrays(numbers(np.concatenate(rows).reshape(-1)), dim)
-            writer.write_table(pa.table([strings(block.cell_ids), vectors], schema=schema))
-            counts = _count(counts, block, model)
+            found = np.concatenate(rows)
+            check_finite(names, np.abs(found).max(axis=1), dtype=dtype, model=model)
+            vectors = pa.FixedSizeListArray.from_arrays(numbers(found.reshape(-1)), dim)
+            writer.write_table(pa.table([strings(names), vectors], schema=schema))
+            counts = tally(counts, cells, model)
     return counts
-
-
-# --- genes --------------------------------------------------------------------------------------------
-
-
-def sum_genes(
-    tokens: str | Path,
-    model_dir: str | Path,
-    output: str | Path,
-    *,
-    layer: int = -1,
-    dtype: str = "float32",
-    accelerator: str = "cpu",
-    threads: int | None = None,
-    batch_tokens: int | None = None,
-    progress: Progress | None = None,
-) -> Embedded:
-    """Sum the hidden states of every gene over the cells of a tokens shard, exactly.
-
-    Every float32 entry is rounded to a multiple of 2^-28 (an error of at most 1.9e-9) and summed as int64, so
-    sums don't depend on order or division. Writes gene_id, symbol, n_cells int64, total
-    fixed_size_list<int64>[hidden_size] for the genes that occur, by ascending token. Parameters as in `embed_cells`.
-
-    Raises
-    ------
-    UserError
-        As in `embed_cells`; also if an entry exceeds 256 or a shard holds more than 2^26 cells.
-    """
-    device = pick_device(accelerator)
-    model = open_model(model_dir, dtype=pick_precision(dtype).dtype, device=device)
-    config = model.network.config
-    config.depth(layer)
-    metadata = _stamp(tokens, model, mode="gene", layer=layer, dtype=dtype)
-    totals = torch.zeros(config.vocab_size, config.hidden_size, dtype=torch.int64, device=device)
-    n_cells = torch.zeros(config.vocab_size, dtype=torch.int64, device=device)
-    lock = threading.Lock()
-
-    def add(tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
-        hidden = model.network(tokens, cu_seqlens, layer=layer)
-        largest = hidden.abs().max() if len(hidden) else hidden.new_zeros(())
-        if not bool(largest <= MAX_MAGNITUDE):
-            raise UserError(
-                f"a hidden state of {float(largest):g} is beyond the range of exact sums ({MAX_MAGNITUDE:g})",
-                path=model_dir, fix="are these weights of a trained model?",
-            )  # fmt: skip
-        fixed = (hidden.double() * 2.0**FIXED_POINT).round_().to(torch.int64)
-        with lock:  # last, and without allocation: a step that runs out of memory has added nothing
-            totals.index_add_(0, tokens, fixed)
-            n_cells.index_add_(0, tokens, torch.ones_like(tokens))
-        return largest
-
-    counts = Embedded(0, 0, 0, config.hidden_size)
-    with runner(device, threads=threads, batch_tokens=batch_tokens) as run:
-        for block in read_tokens(tokens, cells=BLOCK):
-            _validate(block, model, tokens, cls=None)
-            for n, _ in run(_cells(block), add):
-                if progress is not None:
-                    progress(n)
-            counts = _count(counts, block, model)
-            if counts.n_cells > MAX_CELLS:
-                raise UserError(f"more than {MAX_CELLS} cells in a shard", path=tokens, fix="use more shards")
-    vocabulary = model.vocabulary
-    n_of_gene = n_cells.cpu().numpy()[vocabulary.token_ids]
-    found = np.flatnonzero(n_of_gene)
-    picked = totals[torch.from_numpy(vocabulary.token_ids[found].astype(np.int64)).to(device)].cpu().numpy()
-    table = pa.table(
-        {
-            "gene_id": strings(vocabulary.gene_ids[found]),
-            "symbol": strings(vocabulary.symbols[found]),
-            "n_cells": numbers(n_of_gene[found]),
-            "total": pa.FixedSizeListArray.from_arrays(numbers(picked.reshape(-1)), config.hidden_size),
-        }
-    )
-    write_table(table, output, metadata)
-    return counts
-
-
-def merge_gene_sums(paths: Sequence[str | Path], output: str | Path) -> int:
-    """Gene embeddings from the sums of all shards: the mean over the cells that express the gene.
-
-    Writes gene_id, symbol, n_cells int64, embedding fixed_size_list<float32>[dim] by ascending gene_id, the same
-    bytes for any number and order of shards; returns the number of genes.
-
-    Raises
-    ------
-    UserError
-        If there are no shards, or they differ in model, parameters or dataset.
-    """
-    if not paths:
-        raise UserError("no gene sums to merge", path=output, fix="name at least one shard")
-    metadata = read_metadata(paths[0])
-    totals: dict[str, Array] = {}
-    n_cells: dict[str, int] = {}
-    symbols: dict[str, str | None] = {}
-    for path in paths:
-        other = read_metadata(path)
-        if other != metadata:
-            differing = [k for k in metadata | other if metadata.get(k) != other.get(k)]
-            raise UserError(
-                f"{', '.join(differing)} not as in {paths[0]}", path=path,
-                fix="merge shards of one dataset, model and layer only",
-            )  # fmt: skip
-        table = read_table(path, ["gene_id", "symbol", "n_cells", "total"]).combine_chunks()
-        dim = table.schema.field("total").type.list_size
-        sums = as_numbers(table["total"].combine_chunks().flatten()).reshape(-1, dim)
-        for row, gene in enumerate(table["gene_id"].to_pylist()):
-            symbols[gene] = table["symbol"][row].as_py()
-            n_cells[gene] = n_cells.get(gene, 0) + table["n_cells"][row].as_py()
-            if n_cells[gene] > MAX_CELLS:
-                raise UserError(f"gene {gene} is in more than {MAX_CELLS} cells", path=path)
-            totals[gene] = totals[gene] + sums[row] if gene in totals else sums[row]
-    genes = sorted(totals)
-    counts = np.array([n_cells[gene] for gene in genes], dtype=np.int64)
-    stacked = np.stack([totals[gene] for gene in genes]) if genes else np.zeros((0, dim), dtype=np.int64)
-    means = (stacked / 2.0**FIXED_POINT / counts[:, None]).astype(np.float32)
-    merged = pa.table(
-        {
-            "gene_id": strings(genes),
-            "symbol": strings([symbols[gene] for gene in genes]),
-            "n_cells": numbers(counts),
-            "embedding": pa.FixedSizeListArray.from_arrays(numbers(means.reshape(-1)), dim),
-        }
-    )
-    write_table(merged, output, metadata)
-    return len(genes)

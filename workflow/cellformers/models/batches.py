@@ -2,7 +2,7 @@
 
 On the CPU every cell is a forward pass of its own, on one thread, and threads take different cells: as fast as
 batches of packed cells, and no result can depend on the batch or on the number of threads. On CUDA cells are
-packed up to a budget of tokens.
+packed up to a budget of tokens, in their order.
 """
 
 import gc
@@ -22,6 +22,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 ACCELERATORS = ("cpu", "cuda")
 TOKEN_BUDGET = 131_072  # tokens of a packed batch on CUDA, to begin with
+MOST_CELLS = 512  # of a packed batch: beyond, TransformerEngine prepares a kernel for every number of cells
 
 log = logging.getLogger(__name__)
 
@@ -119,32 +120,69 @@ def packed(
     budget: Budget,
     release: Callable[[], None] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """`step` of as many successive cells at a time as the budget admits: (number of cells, result)."""
+    """`step` of as many successive cells at a time as the budget admits: (number of cells, result on the host).
+
+    A batch is handed out when the next one is on its way, so the device computes while the host prepares tokens
+    and writes results.
+    """
     release = release or _release
     start = 0
+    waiting: tuple[int, Callable[[], Tensor]] | None = None
     while start < len(cells):
         stop, total = start, 0
-        while stop < len(cells) and (stop == start or total + len(cells[stop]) <= budget.tokens):
+        while stop < min(len(cells), start + MOST_CELLS) and (
+            stop == start or total + len(cells[stop]) <= budget.tokens
+        ):
             total += len(cells[stop])
             stop += 1
         batch = cells[start:stop]
-        out_of_memory = False
-        try:
-            flat = torch.from_numpy(np.concatenate(batch).astype(np.int64)).to(device)
-            bounds = torch.from_numpy(np.cumsum([0, *map(len, batch)], dtype=np.int64))
-            with torch.inference_mode():
-                result = step(flat, bounds)
-        except torch.OutOfMemoryError:
-            out_of_memory = (
-                True  # handled below: inside, the exception's frames would keep their tensors alive
-            )
-        if out_of_memory:
+        fetch = _attempt(batch, step, device)
+        if waiting is not None:
+            yield waiting[0], waiting[1]()
+            waiting = None
+        if fetch is None:
             release()
             budget.tokens = min(budget.tokens, total)
             budget.halve(max(map(len, batch)))
             continue
-        yield stop - start, result
+        waiting = stop - start, fetch
         start = stop
+    if waiting is not None:
+        yield waiting[0], waiting[1]()
+
+
+def _attempt(batch: Sequence[np.ndarray], step: Step, device: torch.device) -> Callable[[], Tensor] | None:
+    """Start `step`: a function that waits for its result and brings it to the host, or None without enough memory.
+
+    None rather than an exception, whose frames would keep their tensors alive.
+    """
+    flat = torch.from_numpy(np.concatenate(batch).astype(np.int64))
+    bounds = torch.from_numpy(np.cumsum([0, *map(len, batch)], dtype=np.int64))
+    try:
+        with torch.inference_mode():
+            if device.type != "cuda":
+                result = step(flat.to(device), bounds)
+                return lambda: result
+            # from and to pinned memory, copies go on beside the computation
+            found = step(flat.pin_memory().to(device, non_blocking=True), bounds).to("cpu", non_blocking=True)
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        return None
+
+    def fetch() -> Tensor:
+        copied.synchronize()
+        return found
+
+    return fetch
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that the device's memory is full: torch's own, or a library's that allocates itself."""
+    words = ("out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _release() -> None:

@@ -1,4 +1,10 @@
-"""The config.json of a Hugging Face BERT encoder, validated field by field."""
+"""The config.json of a Hugging Face BERT encoder, validated field by field.
+
+    config = Config.from_dict(json.loads(text))
+    text = json.dumps(for_layout(json.loads(text), "te"))      # the same model in the other layout of weights
+
+Written for the classes of transformers that publish such models and for NVIDIA's exports of the same.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -26,7 +32,8 @@ _FRACTIONS = {
     "initializer_range": (0.0, 10.0),
 }
 _ACTIVATIONS = ("relu", "gelu")
-# What stands on the encoder, by the class that published it; NVIDIA's exports put TE before the name.
+# What stands on the encoder, by the class that published it. NVIDIA's export of Geneformer keeps the names of
+# transformers; its exports of other encoders put TE or NV before them, so that is understood too.
 HEADS = {
     "BertForMaskedLM": "masked",
     "BertForSequenceClassification": "cell",
@@ -38,7 +45,20 @@ POOLINGS = ("first", "attention")
 MAX_LABELS = 100_000
 
 # Variants of BERT whose weights have the same names but mean something else.
-_VARIANTS = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+_VARIANTS = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "qkv_weight_interleaved": True,  # TransformerEngine: rows as [heads, 3, head_dim]; else [3, heads, head_dim]
+}
+_PROBLEM = "single_label_classification"
+
+# What only the TransformerEngine layout has in its config: what its reader needs, and what else exports carry.
+_TE_NEEDS = {"use_te_layers": True, "fuse_qkv_params": True}
+_TE_ONLY = (
+    *_TE_NEEDS, "auto_map", "framework", "micro_batch_size", "max_seq_length", "attn_input_format",
+    "encoder_activation", "qkv_weight_interleaved",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +129,7 @@ class Config:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of a config.json that transformers loads as BertForMaskedLM."""
+        """The content of a config.json that transformers loads as the class of the head."""
         own = ("head", "labels", "tasks", "pooling", "classifier_dropout")
         values = {
             "architectures": [next(name for name, head in HEADS.items() if head == self.head)],
@@ -149,7 +169,13 @@ def _head(data: Mapping[str, Any], path: str | Path | None) -> dict[str, Any]:
         )
     values: dict[str, Any] = {"head": head}
     if head in ("cell", "gene"):
-        values["labels"] = _labels(data.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"}), path)
+        if data.get("problem_type") not in (None, _PROBLEM):
+            raise UserError(
+                f"problem_type {data['problem_type']!r} is not supported",
+                path=path,
+                fix=f"only {_PROBLEM} is",
+            )
+        values["labels"] = _labels(data.get("id2label") or _unnamed(data.get("num_labels", 2), path), path)
     elif head == "tasks":
         own = data.get("cellformers")
         tasks = own.get("tasks") if isinstance(own, Mapping) else None
@@ -163,6 +189,13 @@ def _head(data: Mapping[str, Any], path: str | Path | None) -> dict[str, Any]:
             for task, labels in tasks.items()
         )
     return values
+
+
+def _unnamed(number: Any, path: str | Path | None) -> dict[int, str]:
+    """The names that transformers gives to classes that have none."""
+    if not isinstance(number, int) or not 0 <= number <= MAX_LABELS:
+        raise UserError(f"num_labels is {number!r}, not a number of classes", path=path)
+    return {i: f"LABEL_{i}" for i in range(number)}
 
 
 def _labels(found: Any, path: str | Path | None) -> tuple[str, ...]:
@@ -189,3 +222,23 @@ def _checked(name: str, value: Any, path: str | Path | None) -> Any:
         kind = "a whole number" if whole else "a number"
         raise UserError(f"{name} is {value!r}, not {kind} from {low} to {high}", path=path)
     return value
+
+
+def for_layout(data: Mapping[str, Any], layout: str) -> dict[str, Any]:
+    """The content of the same model's config.json when its weights are in another layout, "hf" or "te".
+
+    Every other key stays, whether this package uses it or not. What only the TransformerEngine layout has is put
+    aside under "cellformers" in the "hf" layout, so that the way there and back gives the same content.
+    """
+    own = _mapping(data.get("cellformers"))
+    kept = {name: value for name, value in data.items() if name not in (*_TE_ONLY, "cellformers")}
+    special = _mapping(own.pop("te", None)) | {name: data[name] for name in _TE_ONLY if name in data}
+    if layout == "te":
+        kept |= special | _TE_NEEDS
+    elif special and special != _TE_NEEDS:
+        own["te"] = special
+    return {**kept, "cellformers": own} if own else kept
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}

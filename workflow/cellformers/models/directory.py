@@ -1,24 +1,31 @@
 """A model directory: config.json, model.safetensors and the vocabulary the model was trained with.
 
+    model = open_model("models/gf")
+    convert("models/gf", "models/gf-te", layout="te")
+
 The vocabulary travels with the weights, so tokens made with another dictionary are recognised by their digest.
 """
 
 import hashlib
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from cellformers.errors import UserError
-from cellformers.io.files import atomic_dir, digest_file
+from cellformers.io.files import atomic_dir, digest_file, read_json, write_json
 from cellformers.models import checkpoints, layouts
-from cellformers.models.bert_config import Config
-from cellformers.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE
+from cellformers.models.bert_config import Config, for_layout
+from cellformers.models.checkpoints import CONFIG_FILE
 from cellformers.models.geneformer import Geneformer
+from cellformers.models.weight_files import WEIGHTS_FILE, weight_files, write_tensors
 from cellformers.vocabulary import Vocabulary
 
 VOCABULARY = "vocabulary"
+NOTES = (".json", ".md", ".tsv", ".txt")  # of training, say: a conversion copies such files along
 
 
 @dataclass(frozen=True)
@@ -32,16 +39,16 @@ class Model:
 
 
 def model_digest(folder: str | Path) -> str:
-    """sha256 over the digests of config.json and model.safetensors, as "sha256:<hex>"."""
-    parts = [digest_file(Path(folder) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    """sha256 over the digests of config.json and the files of the weights, as "sha256:<hex>"."""
+    parts = [digest_file(path) for path in (Path(folder) / CONFIG_FILE, *weight_files(folder))]
     return "sha256:" + hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def open_model(
     folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
-    backend: str = "auto",
+    backend: str = "auto", fp8: bool = False,
 ) -> Model:  # fmt: skip
-    """Load a model directory with its vocabulary.
+    """Load a model directory with its vocabulary; arguments as in `checkpoints.load`.
 
     Raises
     ------
@@ -57,7 +64,7 @@ def open_model(
         )  # fmt: skip
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     check_fit(vocabulary, config, folder)
-    network = checkpoints.load(folder, dtype=dtype, device=device, backend=backend)
+    network = checkpoints.load(folder, dtype=dtype, device=device, backend=backend, fp8=fp8)
     return Model(folder, network, vocabulary, model_digest(folder))
 
 
@@ -71,32 +78,83 @@ def check_fit(vocabulary: Vocabulary, config: Config, folder: Path) -> None:
 
 
 def import_model(source: str | Path, vocabulary: str | Path | None, output: str | Path) -> None:
-    """Copy a folder of published weights, with the vocabulary it belongs to, into a model directory.
+    """Make a model directory of a folder of published weights and the vocabulary they belong to.
 
-    Everything is loaded once, so a damaged or ill-matched pair is refused here. `vocabulary` may be None where
-    `source` carries its own.
+    Weights of any layout and kind of file; a single safetensors file is copied as it is, others are written as one,
+    with the same numbers and layout. Everything is read once, so a damaged or ill-matched pair is refused here.
+    `vocabulary` may be None where `source` carries its own.
     """
     source = Path(source)
-    checkpoints.read_config(source)
+    config = checkpoints.read_config(source)
     words = Path(vocabulary) if vocabulary is not None else source / VOCABULARY
     if not words.is_dir():
         raise UserError("no vocabulary folder", path=words, fix="name the vocabulary of this model")
-    with atomic_dir(output) as temporary:
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (source / name).is_file():
-                raise UserError("no such file", path=source / name)
-            shutil.copyfile(source / name, temporary / name)
+    check_fit(Vocabulary.load(words), config, source)
+    weights = checkpoints.read_weights(source)
+    with _replaced(output) as temporary:
+        shutil.copyfile(source / CONFIG_FILE, temporary / CONFIG_FILE)
+        if (source / WEIGHTS_FILE).is_file():
+            shutil.copyfile(source / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
+        else:
+            write_tensors(weights.tensors | weights.unused, temporary / WEIGHTS_FILE)
         shutil.copytree(words, temporary / VOCABULARY)
+
+
+def convert(source: str | Path, output: str | Path, *, layout: str) -> str:
+    """Write a model directory with its weights in another layout ("hf" or "te"); returns the layout it had.
+
+    Numbers keep their dtype and every bit, the config every key, the folder its vocabulary and notes; so the way
+    there and back gives the same tensors and config. Left behind is what carries nothing: copies of tied tensors,
+    position_ids, the empty state of TransformerEngine's modules.
+
+    Raises
+    ------
+    UserError
+        If there is no such layout, or the model does not load.
+    """
+    source = Path(source)
+    if layout not in layouts.LAYOUTS:
+        raise UserError(f"no layout {layout!r}", fix=f"give {' or '.join(layouts.LAYOUTS)}")
+    config = checkpoints.read_config(source)
+    weights = checkpoints.read_weights(source)
+    tensors = weights.tensors
+    if layout != weights.layout:
         try:
-            open_model(temporary)
+            state = layouts.from_published(tensors, config, layout=weights.layout)
         except UserError as error:
-            raise UserError(str(error).replace(str(temporary), str(source))) from error
+            raise UserError(error.what, path=source, fix="save them in one dtype first") from error
+        tensors = layouts.to_published(state, config, layout=layout)
+    with _replaced(output) as temporary:
+        for path in sorted(source.iterdir()):
+            if path.suffix in NOTES and path.is_file() and not path.name.endswith(".index.json"):
+                shutil.copyfile(path, temporary / path.name)
+        write_json(for_layout(read_json(source / CONFIG_FILE), layout), temporary / CONFIG_FILE)
+        write_tensors(tensors | weights.unused, temporary / WEIGHTS_FILE)
+        if (source / VOCABULARY).is_dir():
+            shutil.copytree(source / VOCABULARY, temporary / VOCABULARY)
+    return weights.layout
 
 
 def randomize(folder: str | Path, output: str | Path, *, seed: int) -> None:
     """A model directory of the same architecture and vocabulary with random initial weights: a baseline."""
     folder = Path(folder)
     config = checkpoints.read_config(folder)
-    with atomic_dir(output) as temporary:
+    with _replaced(output) as temporary:
         checkpoints.save(layouts.random_model(config, seed=seed), temporary)
         shutil.copytree(folder / VOCABULARY, temporary / VOCABULARY)
+
+
+@contextmanager
+def _replaced(output: str | Path) -> Iterator[Path]:
+    """As `atomic_dir`, but a folder is replaced only where it is a model's, whole or in part."""
+    output = Path(output)
+    inside = list(output.iterdir()) if output.is_dir() else []
+    # without config.json it may still be what a workflow left of one, so look for what no model has
+    foreign = [p for p in inside if p.name != VOCABULARY and p.suffix not in (*NOTES, ".safetensors")]
+    if foreign and not (output / CONFIG_FILE).is_file():
+        raise UserError(
+            f"is a folder with other things in it ({foreign[0].name})", path=output,
+            fix="choose another --output for the model",
+        )  # fmt: skip
+    with atomic_dir(output) as temporary:
+        yield temporary

@@ -89,10 +89,12 @@ class TaskHeads(nn.Module):
         )
         weight = torch.exp(score - top[owner])
         total = torch.zeros(n, device=hidden.device).index_add(0, owner, weight)
-        share = (weight / total[owner])[:, None].to(hidden.dtype)
-        return torch.zeros(n, hidden.shape[1], dtype=hidden.dtype, device=hidden.device).index_add(
-            0, owner, share * hidden
+        share = (weight / total[owner])[:, None]
+        # summed in single precision, whatever the hidden states are in
+        pooled = torch.zeros(n, hidden.shape[1], device=hidden.device).index_add(
+            0, owner, share * hidden.float()
         )
+        return pooled.to(hidden.dtype)
 
     def forward(self, pooled: Tensor) -> Mapping[str, Tensor]:
         """[cells, hidden_size] to {task: [cells, labels of the task]}."""

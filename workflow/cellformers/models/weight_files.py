@@ -1,0 +1,188 @@
+"""Named tensors of a folder of weights, whichever files hold them.
+
+    with open_tensors("models/gf") as tensors:
+        tensors.shapes["bert.embeddings.word_embeddings.weight"]     # known without reading it
+        tensors.get("bert.embeddings.word_embeddings.weight")        # mapped from the file, not copied
+
+The first there is of: model.safetensors, its shards by model.safetensors.index.json, pytorch_model.bin, its shards
+by pytorch_model.bin.index.json. Files of the last two kinds are pickles: torch's restricted reader admits names and
+tensors only, so reading one runs none of its code.
+"""
+
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cellformers.errors import UserError
+from cellformers.io.files import atomic_path, read_json
+
+WEIGHTS_FILE, PICKLED = "model.safetensors", "pytorch_model.bin"
+KINDS = (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json", PICKLED, f"{PICKLED}.index.json")
+
+# What torch.load raises over files that are damaged, or that are no files of torch at all.
+_UNREADABLE = (
+    RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, ImportError,
+    OSError, OverflowError, struct.error, zipfile.BadZipFile, SyntaxError,
+)  # fmt: skip
+
+
+class Tensors(NamedTuple):
+    """What a folder holds: the file to name in messages, shapes by name, and a reader of single tensors."""
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    get: Callable[[str], Tensor]
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The files that hold the weights of a folder: one, or an index and its shards.
+
+    Raises
+    ------
+    UserError
+        If there are none, or an index is damaged or names files that are not there or outside the folder.
+    """
+    folder = Path(folder)
+    path = next((folder / name for name in KINDS if (folder / name).is_file()), None)
+    if path is None:
+        raise UserError(
+            "no such file", path=folder / WEIGHTS_FILE,
+            fix=f"a model directory holds {WEIGHTS_FILE} or {PICKLED}",
+        )  # fmt: skip
+    shards = sorted(set(_index(path).values())) if path.suffix == ".json" else []
+    for shard in shards:
+        if not (folder / shard).is_file():
+            raise UserError("no such file", path=folder / shard, fix=f"{path.name} names it: fetch it again")
+    return [path, *(folder / shard for shard in shards)]
+
+
+def _index(path: Path) -> dict[str, str]:
+    """The file of each tensor, as an index of shards gives it."""
+    content = read_json(path)
+    found = content.get("weight_map") if isinstance(content, Mapping) else None
+    if not isinstance(found, Mapping) or not found:
+        raise UserError("no index of shards (it has no weight_map)", path=path, fix="fetch it again")
+    for name, file in found.items():
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+            raise UserError(
+                f"{name} is said to be in {file!r}, which is no file of this folder", path=path,
+                fix="shards lie beside their index",
+            )  # fmt: skip
+    return dict(found)
+
+
+@contextmanager
+def open_tensors(folder: str | Path) -> Iterator[Tensors]:
+    """Open the weights of a folder for reading; tensors stay valid behind the block.
+
+    Raises
+    ------
+    UserError
+        If files are missing or damaged, hold anything but named tensors, or don't match their index.
+    """
+    first, *shards = weight_files(folder)
+    with ExitStack() as stack:
+        if not shards:
+            yield _open(first, stack)
+            return
+        shapes: dict[str, tuple[int, ...]] = {}
+        getters: dict[str, Callable[[str], Tensor]] = {}
+        index = _index(first)
+        for shard in shards:
+            part = _open(shard, stack)
+            for name, shape in part.shapes.items():
+                if index.get(name) != shard.name:
+                    raise UserError(f"holds {name}, which {first.name} does not place there", path=shard)
+                shapes[name], getters[name] = shape, part.get
+        absent = next((name for name in index if name not in shapes), None)
+        if absent is not None:
+            raise UserError(
+                f"lacks {absent}, which {first.name} places there", path=first.parent / index[absent]
+            )
+        yield Tensors(first, shapes, lambda name: getters[name](name))
+
+
+def _open(path: Path, stack: ExitStack) -> Tensors:
+    with path.open("rb") as file:
+        if file.read(20).startswith(b"version https://git"):
+            raise UserError(
+                "is a pointer of git-lfs, not the weights", path=path, fix="run git lfs pull there"
+            )
+    if path.suffix == ".bin":
+        tensors = _unpickle(path)
+        return Tensors(
+            path, {name: tuple(value.shape) for name, value in tensors.items()}, tensors.__getitem__
+        )
+    with _safetensors(path):
+        opened = stack.enter_context(safe_open(path, framework="pt"))
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return Tensors(path, shapes, partial(_read, path, opened.get_tensor))
+
+
+def _read(path: Path, get: Callable[[str], Tensor], name: str) -> Tensor:
+    with _safetensors(path):
+        return get(name)
+
+
+@contextmanager
+def _safetensors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"not readable as safetensors ({error})", path=path, fix="fetch it again") from error
+
+
+def _unpickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of torch.save; UserError for one that holds anything else."""
+    # files of torch before 1.6 are no archives and can't be mapped into memory
+    mapped = zipfile.is_zipfile(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickle protocols that may not be readable
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (pickle.UnpicklingError, *_UNREADABLE) as error:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code:
+            raise UserError(
+                f"holds more than names and tensors ({code[1]}), so reading it could run code: refused", path=path,
+                fix="where you trust it, save it as safetensors with the program that wrote it",
+            ) from error  # fmt: skip
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(
+            f"not readable as weights of torch ({reason})", path=path, fix="fetch it again"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"holds a {type(content).__name__}, not named tensors", path=path)
+    tensors = {}
+    for name, value in content.items():
+        if isinstance(name, str) and name.endswith("_extra_state"):
+            continue  # TransformerEngine's, of any type; nothing here reads it
+        plain = type(value) in (Tensor, torch.nn.Parameter) and value.layout == torch.strided
+        if not isinstance(name, str) or not plain or value.device.type != "cpu":
+            raise UserError(
+                f"{name!r} holds a {type(value).__name__}, not a tensor", path=path,
+                fix="a file of weights maps names to tensors",
+            )  # fmt: skip
+        tensors[name] = value.detach()
+    return tensors
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write contiguous tensors as safetensors, whole or not at all."""
+    with atomic_path(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise UserError(f"can't be written ({error})", path=path, fix="make room") from error

@@ -53,7 +53,7 @@ def test_an_old_torch_is_told_how_to_get_varlen(monkeypatch):
 
     fake_engine.pretend_gpu(monkeypatch)
     fake_engine.install(monkeypatch)
-    monkeypatch.setattr(attention, "varlen_attn", None)
+    monkeypatch.setattr(attention, "VARLEN", "torch.nn.attention.nothing")
     _, text = backends()
     assert "install torch 2.10 or later" in text
 

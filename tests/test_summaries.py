@@ -125,16 +125,16 @@ def test_the_same_bytes_for_any_shards_order_and_memory(
 
 
 def test_memory_does_not_grow_with_the_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """32 MB of vectors pass through 2 MB held at a time, and some more for blocks of rows."""
-    vectors = np.random.default_rng(0).normal(size=(8192, 1024)).astype(np.float32)
+    """16 MB of vectors pass through 1 MB held at a time, and some more for blocks of rows."""
+    vectors = np.random.default_rng(0).normal(size=(4096, 1024)).astype(np.float32)
     shards = write_split(tmp_path / "s", vectors, [3000])
-    monkeypatch.setattr(summaries, "BUDGET", 2 << 20)
+    monkeypatch.setattr(summaries, "BUDGET", 1 << 20)
     monkeypatch.setattr(summaries, "ROWS", 128)
     monkeypatch.setattr(vectors_module, "ROWS", 128)
     monkeypatch.setattr(summaries, "STATISTICS", {"median": summaries.median})
     with peak_memory() as peak:
         summarize_embeddings(shards, tmp_path / "o.parquet", statistics=["median"])
-    assert peak() < 12 << 20
+    assert peak() < 8 << 20
     median = np.median(vectors.astype(np.float64), axis=0).astype(np.float32)
     assert np.array_equal(read_states(tmp_path / "o.parquet", statistic="median")["all"], median)
 

@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from memory import peak_memory
 from scipy import sparse
+from token_files import make_vocabulary, write_tokens
 
 import cellformers.tokens as module
 from cellformers.counts import dataset_digest
@@ -368,3 +370,16 @@ def test_imports_are_light(write: Write, counts: Array, tmp_path: Path) -> None:
     )
     arguments = [sys.executable, "-c", code, str(tmp_path / "tokens.parquet")]
     assert subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_reading_keeps_one_stretch_in_memory(tmp_path: Path) -> None:
+    vocabulary = make_vocabulary(2000)
+    path = tmp_path / "many.parquet"
+    cells = [np.random.default_rng(i).permutation(vocabulary.token_ids).astype(np.int32) for i in range(40)]
+    one = pq.read_table(write_tokens(tmp_path / "one.parquet", cells, vocabulary))
+    with pq.ParquetWriter(path, one.schema, compression="none") as writer:
+        for _ in range(60):
+            writer.write_table(one)
+    with peak_memory() as peak:
+        assert sum(len(batch.cell_ids) for batch in read_tokens(path, cells=40)) == 2400
+    assert peak() < path.stat().st_size / 3

@@ -30,9 +30,12 @@ ALONE = 5e-3  # relative, a cell alone against the same cell in a batch
 
 
 @pytest.fixture(autouse=True)
-def exact_products(monkeypatch):
+def exact_products():
     """The fp32 reference without TF32."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 def need(plan: str) -> None:

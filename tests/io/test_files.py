@@ -109,3 +109,14 @@ def test_results_are_readable_by_others(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_file_is_readable_though_its_writer_makes_private_ones(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with files.atomic_path(tmp_path / "a") as temporary:
+            temporary.unlink()
+            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640

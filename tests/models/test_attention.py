@@ -2,6 +2,7 @@
 
 import sys
 from itertools import pairwise
+from types import SimpleNamespace
 
 import fake_engine
 import pytest
@@ -61,7 +62,7 @@ def test_without_te_varlen_is_taken_and_without_both_sdpa(monkeypatch, without_t
     fake_engine.pretend_gpu(monkeypatch)
     assert "not installed" in available_backends()["te"]
     assert choose("auto", CUDA, BF16) == "varlen"
-    monkeypatch.setattr(attention, "varlen_attn", None)
+    monkeypatch.setattr(attention, "VARLEN", "torch.nn.attention.nothing")
     assert choose("auto", CUDA, BF16) == "sdpa"
     with pytest.raises(UserError, match=r"varlen does not work here \(torch before 2.10"):
         choose("varlen", CUDA, BF16)
@@ -188,7 +189,7 @@ def test_varlen_gets_the_sequences_alone_and_bounds_it_takes(monkeypatch):
         assert all(x.stride(-1) == 1 for x in (query, key, value))
         return naive(query, key, value, cu_q.tolist(), cu_k.tolist()).float()
 
-    monkeypatch.setattr(attention, "varlen_attn", flash)
+    monkeypatch.setitem(sys.modules, attention.VARLEN, SimpleNamespace(varlen_attn=flash))
     monkeypatch.setattr(attention, "kernel", lambda *_, **__: "varlen")
     found = attend(q, k, v, queries=queries, keys=keys, backend="varlen")
     assert seen == {"rows": 3, "tokens": 10, "longest": (2, 6)}
@@ -198,7 +199,7 @@ def test_varlen_gets_the_sequences_alone_and_bounds_it_takes(monkeypatch):
 
 
 def test_varlen_of_torch_takes_these_arguments():
-    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    varlen = pytest.importorskip(attention.VARLEN)
     import inspect
 
     names = list(inspect.signature(varlen.varlen_attn).parameters)

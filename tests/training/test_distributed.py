@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import time
 
@@ -108,6 +109,21 @@ def test_two_processes_go_on_after_being_killed(atlas, tmp_path):
     assert not (tmp_path / "killed").exists()
     assert run(atlas, tmp_path / "killed", **options) == ([0, 0], [])
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_two_processes_stop_after_the_same_step(atlas, tmp_path):
+    made, _ = start(atlas, tmp_path / "m", accumulate=2, steps=5000)
+    work, deadline = tmp_path / ".training-m", time.monotonic() + 60
+    while not (work / "loss.tsv").is_file() or (work / "loss.tsv").read_text().count("\n") < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for one in made:
+        one.terminate()
+        time.sleep(0.05)  # they do not hear of it in the same step
+    for one in made:
+        one.join(60)
+    assert [one.exitcode for one in made] == [128 + signal.SIGTERM] * 2
+    assert len(list(work.glob("states-*/step-*.safetensors"))) == 1
 
 
 def test_all_processes_fail_together_and_one_tells(atlas, tmp_path):

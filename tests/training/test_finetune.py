@@ -14,6 +14,7 @@ from token_files import make_model, make_vocabulary, write_shards, write_tokens
 
 from cellformers.embedding import embed_cells
 from cellformers.errors import UserError
+from cellformers.io.locks import exclusive
 from cellformers.models import checkpoints
 from cellformers.models.directory import open_model
 from cellformers.training.answers import pool_folds, pooled_auc
@@ -174,6 +175,21 @@ def test_an_interrupted_training_gives_the_same_bytes(planted, tmp_path):
     assert "going on behind step 16" in heard or "going on behind step 20" in heard
     assert files(tmp_path / "m") == files(tmp_path / "whole")
     assert not (tmp_path / ".training-m").exists()
+
+
+def test_one_process_at_a_time(planted, tmp_path):
+    with (
+        exclusive(tmp_path / ".training-m" / ".lock"),
+        pytest.raises(UserError, match="another process is fine-tuning this model"),
+    ):
+        run(planted, tmp_path / "m", types(planted), **SHORT)
+    with pytest.raises(Stop):  # before there is a state, nothing stays behind
+        run(planted, tmp_path / "m", types(planted), trial_callback=stop, **SHORT)
+    assert not (tmp_path / ".training-m").exists()
+
+
+def stop(*_):
+    raise Stop
 
 
 def test_a_signal_leaves_a_state_behind(planted, tmp_path):

@@ -37,7 +37,7 @@ def test_dry_run_shows_every_rule(snakemake: Run, tmp_path: Path) -> None:
 
 
 def published_models() -> dict[str, Any]:
-    """A config with every origin of a model: checkpoints, folders, pretrained from scratch and continued, fine-tuned."""
+    """A config with models of every origin: checkpoints, pretrained further, fine-tuned."""
     return {
         "datasets": {"mine": {"path": "mine.h5ad", "shards": 2}, "other": {"path": "other.h5ad"}},
         "models": {

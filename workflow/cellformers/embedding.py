@@ -162,7 +162,11 @@ def check_finite(
     if not len(wrong):
         return
     value = float(largest[wrong[0]])
-    what = "is not finite" if not np.isfinite(value) else f"has an entry of {value:g}, beyond the range of {most:g}"
+    what = (
+        "is not finite"
+        if not np.isfinite(value)
+        else f"has an entry of {value:g}, beyond the range of {most:g}"
+    )
     raise UserError(
         f"the embedding of cell {names[wrong[0]]!r} {what}", path=model.path,
         fix="float16 overflows with these weights: give --dtype bf16" if precision_name(dtype) == "float16"

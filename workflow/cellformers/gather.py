@@ -172,7 +172,7 @@ def _text_file(path: Path, *, gzipped: bool) -> Iterator[BinaryIO | gzip.GzipFil
         if not gzipped:
             yield file
             return
-        with gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as packed:
+        with gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0, compresslevel=4) as packed:
             yield packed  # without name and time, the same content makes the same bytes
 
 

@@ -23,7 +23,7 @@ rule download:
         folder=subpath(output.config, parent=True),
         options=download_options,
     shell:
-        "cellformers download {params.options} -o {params.folder} 2> {log}"
+        "cellformers download {params.options} -o {params.folder} > {log} 2>&1"
 
 
 rule import_model:

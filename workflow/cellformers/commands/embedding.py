@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from cellformers.commands import options as opt
-from cellformers.errors import UserError
+from cellformers.errors import UserError, did_you_mean
 
 ModelFolder = Annotated[Path, typer.Option("--model", help="A model folder: config, weights, vocabulary/.")]
 Layer = Annotated[
@@ -83,6 +83,9 @@ def embed(
     from cellformers.progress import progress, say
     from cellformers.selection import choose_cells, read_where
 
+    modes = (*embedding.MODES, "gene")
+    if mode is not None and mode not in modes:
+        raise UserError(f"no embedding mode {mode!r}", fix=did_you_mean(mode, modes))
     if mode != "gene" and (occurrences or special):
         raise UserError("--occurrences and --special are about genes", fix="give --mode gene")
     if genes is not None and not occurrences:

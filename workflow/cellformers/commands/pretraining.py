@@ -99,7 +99,9 @@ def pretrain(
     from cellformers.training.pretrain import pretrain as run
 
     quiet = quiet or rank() > 0
-    total = steps or (PRESETS[preset].settings.get("steps") if preset in PRESETS and epochs is None else None)
+    total = steps
+    if steps is None and epochs is None and preset in PRESETS:
+        total = PRESETS[preset].settings.get("steps")
     line = "\r\033[2K" if sys.stderr.isatty() else ""
     with progress("pretrain", total, unit="steps", quiet=quiet) as advance:
         done = run(

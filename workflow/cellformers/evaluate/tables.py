@@ -16,8 +16,7 @@ import pyarrow as pa
 from cellformers.errors import UserError, did_you_mean
 from cellformers.io.files import open_parquet, read_json, read_table
 from cellformers.io.names import strip_version
-
-MISSING = ("", "nan", "NaN", "NA", "<NA>")  # what a missing label looks like once it has been text
+from cellformers.selection import MISSING
 
 
 @dataclass(frozen=True)

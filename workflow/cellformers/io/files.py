@@ -109,9 +109,11 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     """
     target = Path(target)
     temporary = _temporary(target)
+    mode = temporary.stat().st_mode
     try:
         with _disk_may_be_full(target):
             yield temporary
+            os.chmod(temporary, mode)  # some writers put a private file of their own in its place
             os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -198,7 +200,8 @@ def open_parquet(path: str | Path) -> pq.ParquetFile:
     if not path.is_file():
         raise UserError("no such file", path=path)
     try:
-        return pq.ParquetFile(path)
+        # pre-buffering would keep the whole compressed file in memory while its row groups are read one by one
+        return pq.ParquetFile(path, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError("not a readable Parquet file (truncated?)", path=path, fix="make it again") from error
 

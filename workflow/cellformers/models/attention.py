@@ -11,8 +11,9 @@ sequence. Three backends:
 """
 
 import importlib
+from importlib.util import find_spec
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,18 +21,11 @@ from torch import Tensor
 
 from cellformers.errors import UserError, did_you_mean
 
-varlen_attn: Any
-try:
-    from torch.nn.attention import varlen
-
-    varlen_attn = varlen.varlen_attn
-except ImportError:  # torch before 2.10
-    varlen_attn = None
-
 BACKENDS = ("te", "varlen", "sdpa")  # the fastest first
 HALF = (torch.bfloat16, torch.float16)
 HALF_CAPABILITY = (8, 0)  # bfloat16 and the flash kernels
 FP8_CAPABILITY = (8, 9)
+VARLEN = "torch.nn.attention.varlen"  # imported when needed: it takes seconds
 MOST_MERGED = 512  # sequences of one call of sdpa: batch times heads is a dimension of a launch, below 65,536
 
 
@@ -80,7 +74,7 @@ def refusal(backend: str) -> str | None:
     if too_old is not None:
         return too_old
     if backend == "varlen":
-        return "torch before 2.10 has none" if varlen_attn is None else None
+        return "torch before 2.10 has none" if find_spec(VARLEN) is None else None
     try:
         importlib.import_module("cellformers.models.te")
     except ModuleNotFoundError as error:
@@ -152,7 +146,7 @@ def _choose_for_fp8(requested: str, device: torch.device, dtype: torch.dtype) ->
 
 def kernel(backend: str, device: torch.device, dtype: torch.dtype, *, dropout: float = 0.0) -> str:
     """What `attend` calls for one batch, "varlen" or "sdpa": the former has no dropout and no single precision."""
-    fits = device.type == "cuda" and dtype in HALF and not dropout and varlen_attn is not None
+    fits = device.type == "cuda" and dtype in HALF and not dropout
     return "varlen" if backend == "varlen" and fits else "sdpa"
 
 
@@ -193,7 +187,7 @@ def attend(
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, queries: Packing, keys: Packing) -> Tensor:
     rows, stop = queries.bounds[-1], keys.bounds[-1]
-    out: Tensor = varlen_attn(
+    out: Tensor = importlib.import_module(VARLEN).varlen_attn(
         query[:rows],
         key[:stop],
         value[:stop],

@@ -66,8 +66,15 @@ class Layer(nn.Module):
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """Without torch's initial values, for which it imports its compiler: seconds, for what is replaced at once."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)  # type: ignore[no-untyped-call]
+
+
 class Geneformer(nn.Module):
     """The network: packed encoder and, in `head`, what the config puts on it. Parameters are on one device.
+
+    Made by `layouts.assemble` or `random_model`, which give it its weights.
 
     `backend` (see `attention`) decides what the layers are made of; between "varlen" and "sdpa" it may be changed
     later. With `fp8` ("te" only) the encoder's matrix products are in fp8.
@@ -79,9 +86,9 @@ class Geneformer(nn.Module):
             layers.check_fp8(config)
         self.config, self.backend, self.fp8 = config, backend, fp8
         width, eps = config.hidden_size, config.layer_norm_eps
-        self.words = nn.Embedding(config.vocab_size, width)
-        self.positions = nn.Embedding(config.max_position_embeddings, width)
-        self.types = nn.Embedding(config.type_vocab_size, width)
+        self.words = _embedding(config.vocab_size, width)
+        self.positions = _embedding(config.max_position_embeddings, width)
+        self.types = _embedding(config.type_vocab_size, width)
         self.norm = layers.norm(backend, width, eps=eps)
         self.layers = nn.ModuleList(Layer(config, backend) for _ in range(config.num_hidden_layers))
         self.head = make_head(config)

@@ -12,6 +12,7 @@ from cellformers.io.files import open_parquet, read_json, read_metadata, read_ta
 from cellformers.report import words
 from cellformers.report.figures import Figure, Figures
 from cellformers.report.spec import DatasetFiles, MapFile, ReportSpec
+from cellformers.selection import MISSING
 
 CATEGORIES_TO_NUMBER = 8  # with more colours than this, clusters on a map are numbered as well
 MEASURES = (  # column, axis, logarithmic
@@ -40,7 +41,7 @@ def categories(cells: Path, column: str) -> tuple[list[str], list[str | None]]:
         values = values.cast(values.type.value_type)
     texts: list[str | None] = []
     for value in values.to_pylist():
-        absent = value is None or value != value or str(value).strip() in ("", "nan", "NaN", "NA", "<NA>")
+        absent = value is None or value != value or str(value).strip() in MISSING
         whole = isinstance(value, float) and not absent and value.is_integer()
         texts.append(None if absent else str(int(value)) if whole else str(value))
     return table["cell_id"].to_pylist(), texts

@@ -12,15 +12,17 @@ an interrupted training goes on where it was.
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from cellformers.errors import UserError
 from cellformers.io.files import atomic_dir, digest_arrays, stamp, write_json, write_table, write_text
+from cellformers.io.locks import exclusive
 from cellformers.models import checkpoints, layouts
 from cellformers.models.attention import choose
 from cellformers.models.batches import DTYPES, pick_device
@@ -47,6 +49,7 @@ from cellformers.training.optimiser import check_schedule
 from cellformers.training.problem import Limits, Problem, outputs, prepare
 from cellformers.training.settings import Settings
 from cellformers.training.sides import HELDOUT, TEST, TRAIN, SplitSpec
+from cellformers.training.state import has_state
 from cellformers.training.targets import Targets
 
 __all__ = ["Settings", "SplitSpec", "Targets", "finetune", "make_network"]
@@ -192,55 +195,83 @@ def finetune(
         for line in (*_told(report), *problem.split["notes"], _sizes(problem, steps)):
             note(line)
     parameters, inputs = _about(problem, source, settings, adapter)
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads or threads_before)
-    try:
-        device = source.network.words.weight.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            network = make_network(
-                source.network, settings, kind=problem.kind, names=problem.names, classes=problem.classes
-            )
-            if adapter is not None:
-                network = attach(network, adapter, seed=settings.seed)
-            n_trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    with _work_folder(work, output), _threads(threads):
+        network = make_network(
+            source.network, settings, kind=problem.kind, names=problem.names, classes=problem.classes
+        )
+        if adapter is not None:
+            network = attach(network, adapter, seed=settings.seed)
+        n_trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        with _own_random_numbers(network):
             course = fit(
                 network, problem, settings, batch_tokens=batch_tokens, threads=threads, work=work,
                 identity={**parameters, **inputs}, save_every=save_every,
                 tensorboard=None if tensorboard is None else Path(tensorboard), progress=progress, note=note,
                 trial_callback=trial_callback,
             )  # fmt: skip
-            plain = _plain(network, adapter)
-            found = _answers(
-                plain,
-                problem,
-                source,
-                settings,
-                threads=threads,
-                batch_tokens=batch_tokens,
-                datasets="" not in files,
-            )
-    finally:
-        torch.set_num_threads(threads_before)
-    training = {
-        **stamp("finetune", REVISIONS["finetune"], parameters=parameters, inputs=inputs),
-        **_described(problem, settings, course, n_trained=n_trained, plain=plain),
-        **report,
-        "metrics": found.metrics,
-    }
-    with atomic_dir(output) as temporary:
-        checkpoints.save(plain, temporary)
-        shutil.copytree(Path(model) / VOCABULARY, temporary / VOCABULARY)
-        write_json(training, temporary / "training.json")
-        write_json(problem.split, temporary / "split.json")
-        write_text(as_tsv(course.rows, COLUMNS), temporary / "loss.tsv")
+        plain = _plain(network, adapter)
+        found = _answers(
+            plain,
+            problem,
+            source,
+            settings,
+            threads=threads,
+            batch_tokens=batch_tokens,
+            datasets="" not in files,
+        )
         made = stamp("finetune", REVISIONS["finetune"], parameters=parameters, inputs=inputs)
-        write_table(found.table, temporary / "predictions.parquet", made)
-        if found.pooled is not None:
-            write_table(found.pooled, temporary / "predictions_pooled.parquet", made)
-        if adapter is not None:
-            write_adapter(network, adapter, temporary / "adapter")
-    shutil.rmtree(work, ignore_errors=True)
+        about = _described(problem, settings, course, n_trained=n_trained, plain=plain)
+        training = {**made, **about, **report, "metrics": found.metrics}
+        with atomic_dir(output) as temporary:
+            checkpoints.save(plain, temporary)
+            shutil.copytree(Path(model) / VOCABULARY, temporary / VOCABULARY)
+            write_json(training, temporary / "training.json")
+            write_json(problem.split, temporary / "split.json")
+            write_text(as_tsv(course.rows, COLUMNS), temporary / "loss.tsv")
+            write_table(found.table, temporary / "predictions.parquet", made)
+            if found.pooled is not None:
+                write_table(found.pooled, temporary / "predictions_pooled.parquet", made)
+            if adapter is not None:
+                write_adapter(network, adapter, temporary / "adapter")
     return training
+
+
+@contextmanager
+def _work_folder(folder: Path, output: Path) -> Iterator[None]:
+    """Hold the folder of states for this process; it goes at the end, or in a failure before there is a state."""
+
+    def refuse() -> NoReturn:
+        raise UserError(
+            "another process is fine-tuning this model", path=output, fix="wait for it, or end it"
+        )
+
+    with exclusive(folder / ".lock", refuse):
+        for unfinished in folder.rglob(".part-*"):
+            unfinished.unlink()
+        try:
+            yield
+        except BaseException:
+            if not has_state(folder):
+                shutil.rmtree(folder)
+            raise
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    """So many threads for torch within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _own_random_numbers(network: Geneformer) -> AbstractContextManager[None]:
+    """Leave torch's generators as they were: every step seeds them anew."""
+    device = network.words.weight.device
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _told(report: Mapping[str, Any]) -> list[str]:

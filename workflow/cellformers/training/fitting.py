@@ -251,7 +251,7 @@ def fit(
     made = _Fit(network, problem, settings, batch_tokens=batch_tokens)
     states = None if work is None else States(work, dict(identity or {}), save_every, note)
     course = _resumed(made, states)
-    if progress is not None:
+    if progress is not None and course.step:
         progress(course.step)
     has_heldout = len(problem.cells(HELDOUT)) > 0
     with Curve(None, COLUMNS, tensorboard=tensorboard, rows=course.rows) as curve, stopping() as signalled:

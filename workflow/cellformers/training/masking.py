@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cellformers.training.corpus import TokenStore as TokenStore
 from cellformers.training.order import HELDOUT_MASK, MASK
 
 Array = np.ndarray[Any, Any]

@@ -4,7 +4,7 @@
 
 Architectures are those of the published config.json files. Hyperparameters of the older models are those of their
 training_args.bin, those of V2-104M the ones its run was named after; what is published of no run is listed in
-`Preset.assumed`, with where it was taken from. Batches are given in cells, as they were published (cells a GPU
+`Preset.assumed`, with what it follows. Batches are given in cells, as they were published (cells a GPU
 times GPUs). Seeds are not part of a preset: other code draws other numbers from the same seed.
 """
 
@@ -78,7 +78,7 @@ class Preset:
 
     settings: Mapping[str, Any]
     assumed: Mapping[str, str] = field(default_factory=dict)
-    """Settings that are published nowhere, and where they were taken from."""
+    """Settings that are published nowhere, and what they follow."""
     continues: str | None = None
     """The model whose weights it starts from."""
 
@@ -105,13 +105,13 @@ _V2_104M = {
 _V2_316M = {**_V2_104M, "layers": 18, "hidden_size": 1152, "heads": 18, "intermediate_size": 4608}
 
 _UNNAMED = {
-    "batch_cells": "18 a GPU, published; 8 GPUs, as for gf-12L-95M",
-    **dict.fromkeys(("weight_decay", "beta1", "beta2", "eps", "clip", "precision"), "gf-12L-95M"),
+    "batch_cells": "18 cells a GPU are, times 8 GPUs as for gf-12L-95M",
+    **dict.fromkeys(("weight_decay", "beta1", "beta2", "eps", "clip", "precision"), "as for gf-12L-95M"),
 }
 _UNPUBLISHED = {
     **_UNNAMED,
-    "batch_cells": "geneformer-v2-104m",
-    **dict.fromkeys(("learning_rate", "schedule", "warmup", "epochs"), "geneformer-v2-104m"),
+    "batch_cells": "as for geneformer-v2-104m",
+    **dict.fromkeys(("learning_rate", "schedule", "warmup", "epochs"), "as for geneformer-v2-104m"),
 }
 
 PRESETS: dict[str, Preset] = {
@@ -157,7 +157,7 @@ def resolve(preset: str, options: Mapping[str, Any]) -> Settings:
 
 
 def assumptions(preset: str, options: Mapping[str, Any]) -> dict[str, str]:
-    """Of a preset's settings those in use that are published nowhere, and where they were taken from."""
+    """Of a preset's settings those in use that are published nowhere, and what they follow."""
     return {name: source for name, source in PRESETS[preset].assumed.items() if options.get(name) is None}
 
 

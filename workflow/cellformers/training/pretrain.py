@@ -126,7 +126,7 @@ def pretrain(
             _check_length(corpus, config)
             data = Data(corpus, vocabulary, settings)
         for name, source in assumptions(preset, options).items():
-            tell(f"{name} {getattr(settings, name)} is not published for {preset}; taken from {source}")
+            tell(f"{name} {getattr(settings, name)} is not published for {preset}: {source}")
         stack.enter_context(_torch_settings(threads, world))
         model = _initial(config, data, start, world, backend=backend)
         steps = data.n_steps()

@@ -43,4 +43,5 @@ rule all:
         report="<results>/report.html",
         scores="<results>/benchmarks.tsv",
         embeddings=all_embeddings(),
+        states=all_states(),
         predictions=all_predictions(),

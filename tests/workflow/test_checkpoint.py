@@ -28,6 +28,7 @@ from test_registry import (
 from cellformers.models import checkpoints, layouts
 from cellformers.models.bert_config import Config
 from cellformers.registry import download, home, read_registry
+from cellformers.summaries import read_states
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = pytest.mark.workflow
@@ -90,8 +91,8 @@ CONFIG: dict[str, Any] = {
         "published": {"checkpoint": NAME, "verify": True},
         "types": {
             "finetune": {
-                "model": "published", "datasets": ["mine"], "label": "type", "unit": "donor", "epochs": 4,
-                "learning_rate": 1e-3, "predict": ["other"],
+                "model": "published", "datasets": ["mine"], "label": "type", "unit": "donor", "epochs": 8,
+                "learning_rate": 1e-3, "batch_cells": 8, "patience": 0, "predict": ["other"],
             }
         },
         "adapted": {
@@ -101,7 +102,7 @@ CONFIG: dict[str, Any] = {
             }
         },
     },
-    "embeddings": {"types": {"model": "types", "layer": 0, "datasets": ["other"]}},
+    "embeddings": {"types": {"model": "types", "layer": 0, "datasets": ["other"], "states": "type"}},
 }  # fmt: skip
 
 
@@ -125,6 +126,9 @@ def test_from_the_cache_to_predictions(snakemake: Run, folder: Path) -> None:
     assert tasks["n_trained"] < tasks["n_parameters"] / 2
     adata = anndata.read_h5ad(results / "other" / "embeddings" / "types.h5ad")
     assert adata.obsm["X_types"].shape == (60, ARCHITECTURE["hidden_size"])
+    states = read_states(results / "other" / "embeddings" / "types.states.parquet", statistic="mean")
+    of_type = adata.obsm["X_types"][(truth == "left").to_numpy()].astype(np.float64)
+    np.testing.assert_allclose(states["left"], of_type.mean(axis=0), rtol=1e-6, atol=1e-7)
     page = (results / "report.html").read_text()
     assert "Fine-tuned models" in page
     assert "Outputs beside those of transformers" in page

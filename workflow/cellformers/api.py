@@ -116,7 +116,7 @@ def embed(
     adata
         As for `tokenize`; changed in place.
     model
-        A model folder: config, weights, vocabulary/.
+        A model folder (config, weights, vocabulary/), or the name of a registered model, which is downloaded.
     name
         Default: the name of the model's folder.
     mode
@@ -137,9 +137,10 @@ def embed(
     """
     from cellformers.embedding import default_mode, embed_cells, load_model
     from cellformers.gather import in_order
+    from cellformers.registry import find_model
     from cellformers.tokens import tokenize as run
 
-    model = Path(model)
+    model = find_model(model, fetch=True)
     mode = mode or default_mode(model)
     opened = load_model(model, mode=mode, layer=layer, dtype=dtype, backend=backend, accelerator=accelerator)
     with tempfile.TemporaryDirectory() as temporary:

@@ -56,7 +56,7 @@ def embed_file(
     Parameters
     ----------
     path, model, output
-        A count file or folder, a model directory, the .h5ad to write.
+        A count file or folder; a model directory, or a registered name, which is downloaded; the .h5ad to write.
     name
         obsm key after `X_`; default: the name of the model's folder.
     mode, layer, dtype, backend
@@ -73,9 +73,11 @@ def embed_file(
         For what `open_counts`, `tokenize` and `embed_cells` refuse, and where the output is the input.
     """
     from cellformers.embedding import default_mode, embed_cells, load_model
+    from cellformers.registry import find_model
     from cellformers.tokens import tokenize
 
-    path, model, output = Path(path), Path(model), Path(output)
+    path, output = Path(path), Path(output)
+    model = find_model(model, fetch=True, quiet=quiet)
     name = name or model.resolve().name
     _check_output(path, output)
     wanted: dict[str, Any] = {"mode": mode or default_mode(model), "layer": layer, "dtype": dtype}

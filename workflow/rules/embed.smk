@@ -41,12 +41,35 @@ rule gather:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=memory(2000, 3),
+        mem_mb=memory(2000, 0.5),
         runtime=minutes(20, 20),
     params:
         revision=REVISIONS["gather"],
     shell:
         "cellformers gather {input.shards} --cells {input.cells} --name {wildcards.embedding} -o {output} 2> {log}"
+
+
+rule states:
+    input:
+        shards=per_shard("<results>/{dataset}/embeddings/{embedding}/{shard}.parquet"),
+        cells="<results>/{dataset}/cells.parquet",
+    output:
+        "<results>/{dataset}/embeddings/{embedding}.states.parquet",
+    log:
+        "<logs>/{dataset}/embeddings/{embedding}.states.log",
+    benchmark:
+        "<benchmarks>/{dataset}/embeddings/{embedding}.states.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime=minutes(20, 20),
+    params:
+        revision=REVISIONS["summarize-embeddings"],
+        options=lambda wildcards: flags(by=embedding_spec(wildcards.embedding).states),
+    shell:
+        "cellformers summarize-embeddings {input.shards} --cells {input.cells} {params.options} -o {output} 2> {log}"
 
 
 rule embed_genes:

@@ -30,6 +30,7 @@ def needed_columns(wildcards):
     """The metadata columns that the config names for a dataset."""
     dataset = CONFIG.datasets[wildcards.dataset]
     columns = [dataset.label, dataset.batch, *needed_by_finetuning(wildcards.dataset)]
+    columns += [s.states for name, s in CONFIG.embeddings.items() if wildcards.dataset in datasets_of(name)]
     for spec in CONFIG.benchmarks.values():
         if isinstance(spec, CellBenchmark) and wildcards.dataset in spec.train + (spec.test or []):
             columns += [spec.label, spec.unit]

@@ -18,6 +18,15 @@ def all_tokens():
     ]
 
 
+def all_states():
+    return [
+        f"<results>/{dataset}/embeddings/{embedding}.states.parquet"
+        for embedding, spec in CONFIG.embeddings.items()
+        for dataset in datasets_of(embedding)
+        if spec.states
+    ]
+
+
 def all_predictions():
     return [
         f"<results>/{dataset}/predictions/{model}.parquet"
@@ -50,3 +59,4 @@ rule finetune:
 rule embed:
     input:
         all_embeddings(),
+        all_states(),

@@ -8,7 +8,9 @@ import typer
 from cellformers.commands import options as opt
 from cellformers.errors import UserError, did_you_mean
 
-ModelFolder = Annotated[Path, typer.Option("--model", help="A model folder: config, weights, vocabulary/.")]
+ModelFolder = Annotated[
+    Path, typer.Option("--model", help="A model folder, or a registered name (see `download --list`).")
+]
 Layer = Annotated[
     int,
     typer.Option(
@@ -81,6 +83,7 @@ def embed(
     from cellformers.gene_embedding import sum_genes
     from cellformers.occurrences import read_genes, write_occurrences
     from cellformers.progress import progress, say
+    from cellformers.registry import find_model
     from cellformers.selection import choose_cells, read_where
 
     modes = (*embedding.MODES, "gene")
@@ -91,6 +94,7 @@ def embed(
     if genes is not None and not occurrences:
         raise UserError("--genes are for --occurrences", fix="give both, or choose among the means later")
     wanted = read_where(where, cells) if where and cells else dict.fromkeys(where or (), ())
+    model = find_model(model)
     choice = choose_cells(tokens, cells=cells, where=wanted, max_cells=max_cells, seed=seed)
     total = embedding.count_chosen(tokens, choice)
     if choice is not None:
@@ -214,7 +218,9 @@ def embed_file(
 ) -> None:
     """Embed one file, without a config: a copy of it with the embedding, neighbours and a UMAP. Resumes.
 
-    Example: cellformers embed-file my.h5ad --model models/v2-104m -o my_embedded.h5ad
+    A registered model that is not there yet is downloaded first.
+
+    Example: cellformers embed-file my.h5ad --model geneformer-v1-10m -o my_embedded.h5ad
     """
     from cellformers.embed_file import embed_file as run
 

@@ -191,3 +191,6 @@ class Embedding(Section):
         "auto", description="how attention is computed; `cellformers doctor` says what works where"
     )
     datasets: list[Name] | None = Field(None, description="datasets to embed (default: all)")
+    states: str | None = Field(
+        None, description="metadata column: also the exact mean and median embedding of each of its values"
+    )

@@ -35,6 +35,7 @@ STEPS: tuple[tuple[str, str, str | None], ...] = (
     (r"models/[^/]+/randomize", "random weights", None),
     (r"models/[^/]+/verify", "verify model", None),
     (r"[^/]+/embeddings/[^/]+\.map", "map (UMAP)", "passed"),
+    (r"[^/]+/embeddings/[^/]+\.states", "mean of states", None),
     (r"[^/]+/embeddings/[^/]+/\d+-of-\d+", "embed cells", "passed"),
     (r"[^/]+/embeddings/[^/]+", "gather cells", None),
     (r"[^/]+/gene_embeddings/[^/]+/\d+-of-\d+", "embed genes", "passed"),

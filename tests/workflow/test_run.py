@@ -41,14 +41,33 @@ def small(shards: int) -> dict[str, object]:
                     "intermediate_size": 32,
                     "steps": 20,
                 },
-            }
+            },
+            "further": {"pretrain": {"continue_from": "tiny", "datasets": ["second"], "steps": 6}},
+            "typed": {
+                "finetune": {
+                    "model": "tiny",
+                    "datasets": ["atlas"],
+                    "label": "cell_type",
+                    "unit": "donor",
+                    "epochs": 0.3,
+                    "predict": ["second"],
+                }
+            },
         },
-        "embeddings": {"tiny": {"model": "tiny", "mode": "cell"}},
+        "embeddings": {"tiny": {"model": "tiny", "mode": "cell", "states": "cell_type"}},
         "benchmarks": {
             "types": {"task": "cells", "train": ["atlas"], "label": "cell_type", "unit": "donor"},
             "dosage": {"task": "genes", "dataset": "atlas", "labels": {"simulated": True}},
         },
     }
+
+
+TARGETS = (
+    "results/benchmarks.tsv",
+    "results/models/further/model.safetensors",
+    "results/second/predictions/typed.parquet",
+    "results/atlas/embeddings/tiny.states.parquet",
+)
 
 
 def merged(folder: Path) -> dict[str, str]:
@@ -81,7 +100,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("shards", [1, 2, 7])
 def test_shards_change_nothing(snakemake: Run, runs: Path, shards: int) -> None:
-    done = snakemake(runs / str(shards), small(shards), "--quiet", "all", "--", "results/benchmarks.tsv")
+    done = snakemake(runs / str(shards), small(shards), "--quiet", "all", "--", *TARGETS)
     assert done.returncode == 0, done.stderr[-4000:]
     if shards == 1:
         return
@@ -123,6 +142,9 @@ def test_scores_stand_beside_their_controls(runs: Path) -> None:
         (lambda c: c["embeddings"]["tiny"].update(layer=0), "embed_cells", "pretrain_model"),
         (lambda c: c["models"]["tiny"]["pretrain"].update(steps=21), "pretrain_model", "tokenize"),
         (lambda c: c.update(seed=1), "split", "qc"),
+        (lambda c: c["models"]["typed"]["finetune"].update(epochs=0.4), "finetune_model", "pretrain_model"),
+        (lambda c: c["models"]["further"]["pretrain"].update(seed=2), "pretrain_model", "finetune_model"),
+        (lambda c: c["embeddings"]["tiny"].update(states="donor"), "states", "embed_cells"),
     ],
 )
 def test_a_changed_key_reruns_what_depends_on_it(
@@ -134,7 +156,7 @@ def test_a_changed_key_reruns_what_depends_on_it(
     change(config)
     other = runs / "changed.yaml"
     other.write_text(yaml.safe_dump(config))
-    target = ("--dry-run", "--quiet", "host", "--", "results/benchmarks.tsv")
+    target = ("--dry-run", "--quiet", "host", "--", *TARGETS)
     done = snakemake(runs / "1", None, "--configfile", str(other), *target)
     assert done.returncode == 0, done.stdout + done.stderr
     planned = set(re.findall(r"^(\w+) +\d+$", done.stdout + done.stderr, flags=re.MULTILINE))

@@ -43,5 +43,6 @@ rule all:
         report="<results>/report.html",
         scores="<results>/benchmarks.tsv",
         embeddings=all_embeddings(),
+        columns=all_columns(),
         states=all_states(),
         predictions=all_predictions(),

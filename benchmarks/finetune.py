@@ -17,10 +17,14 @@ that are not there) and log counts; of genes, their mean rank value and detectio
 rank values over cells.
 """
 
+# ruff: noqa: E402
+import sys
+
+del sys.path[0]  # this folder holds a tokenize.py, which would hide the standard library's
+
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -32,13 +36,14 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 import torch
+from sklearn.decomposition import PCA
 
 from cellformers import metrics
-from cellformers.evaluate.baselines import _fit_pca
 from cellformers.evaluate.classify import predict_folds
 from cellformers.folds import hash_order
+from cellformers.genes import map_features
 from cellformers.io import open_counts
-from cellformers.io.files import read_json, write_table
+from cellformers.io.files import read_json, read_table, write_table
 from cellformers.io.source import ReadOptions
 from cellformers.models.checkpoints import read_config
 from cellformers.tokens import read_tokens, tokenize
@@ -86,8 +91,6 @@ def rank_values(cells: Sequence[Array], vocabulary: Vocabulary) -> sp.csr_matrix
 
 def log_counts(data: Path, names: Sequence[str], vocabulary: Vocabulary) -> tuple[Array, sp.csr_matrix]:
     """Names and log(1 + 10,000 x share) of the vocabulary's genes, float64 [cells, vocabulary], of data sets."""
-    from cellformers.genes import map_features
-
     parts, ids = [], []
     for name in names:
         with open_counts(data / "counts" / COUNTS[name], options=ReadOptions()) as source:
@@ -313,14 +316,12 @@ class Bench:
         ranks = rank_values(cells, self.vocabulary)
         detected = np.asarray((ranks > 0).mean(axis=0)).ravel()
         mean = np.asarray(ranks.mean(axis=0)).ravel()
-        pca = _fit_pca(ranks, 0)
+        pca = PCA(n_components=50, svd_solver="arpack", random_state=0).fit(ranks)
         loadings = pca.components_.T * np.sqrt(pca.explained_variance_)
         splits = [read_json(folder / "split.json") for folder in folders]
         truth = read_json(folders[0] / "training.json")["labels"][0]["classes"]
         label: dict[str, str] = {}
         for folder in folders:
-            from cellformers.io.files import read_table
-
             t = read_table(folder / "predictions.parquet")
             label |= dict(zip(t["gene_id"].to_pylist(), t["label"].to_pylist(), strict=True))
         names = np.array(sorted(label), dtype=object)

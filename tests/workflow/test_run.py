@@ -67,6 +67,8 @@ TARGETS = (
     "results/models/further/model.safetensors",
     "results/second/predictions/typed.parquet",
     "results/atlas/embeddings/tiny.states.parquet",
+    "results/atlas/qc/columns.json",
+    "results/second/qc/columns.json",
 )
 
 
@@ -145,6 +147,7 @@ def test_scores_stand_beside_their_controls(runs: Path) -> None:
         (lambda c: c["models"]["typed"]["finetune"].update(epochs=0.4), "finetune_model", "pretrain_model"),
         (lambda c: c["models"]["further"]["pretrain"].update(seed=2), "pretrain_model", "finetune_model"),
         (lambda c: c["embeddings"]["tiny"].update(states="donor"), "states", "embed_cells"),
+        (lambda c: c["models"]["typed"]["finetune"].update(label="batch"), "finetune_model", "tokenize"),
     ],
 )
 def test_a_changed_key_reruns_what_depends_on_it(

@@ -74,7 +74,9 @@ rule qc:
         "-o {output.cells} --report {params.folder} 2> {log}"
 
 
-# Early, and apart from QC: another label must not re-run what does not depend on it.
+# First of all that can run, so that a column which the config names and the data lack is told before anything long
+# starts. No job depends on it: another label must not re-run the others, and where an input is `ancient` Snakemake
+# (9.27) passes over changed parameters of all jobs downstream.
 rule columns:
     input:
         "<results>/{dataset}/metadata.parquet",
@@ -84,6 +86,7 @@ rule columns:
         "<logs>/{dataset}/columns.log",
     benchmark:
         "<benchmarks>/{dataset}/columns.tsv"
+    priority: 100
     conda:
         "../../envs/cpu.yaml"
     threads: 1

@@ -18,6 +18,10 @@ def all_tokens():
     ]
 
 
+def all_columns():
+    return [f"<results>/{dataset}/qc/columns.json" for dataset in CONFIG.datasets]
+
+
 def all_states():
     return [
         f"<results>/{dataset}/embeddings/{embedding}.states.parquet"
@@ -54,9 +58,11 @@ rule finetune:
     input:
         [path for name in models_by("finetune") for path in model_files(name)],
         all_predictions(),
+        all_columns(),
 
 
 rule embed:
     input:
         all_embeddings(),
         all_states(),
+        all_columns(),

@@ -8,8 +8,6 @@ rule tokenize:
         vocabulary=vocabulary_input,
         # the mapping is judged over the whole dataset, whatever the number of shards
         genes="<results>/{dataset}/qc/genes.{vocabulary}.json",
-        # a column that the config names and the data lack is told before anything long runs
-        columns=ancient("<results>/{dataset}/qc/columns.json"),
     output:
         "<results>/{dataset}/tokens/{vocabulary}/{shard}.parquet",
     log:

@@ -178,7 +178,9 @@ def _write(
     }
     parameters = embeddings.metadata.get("parameters", {}) | ({} if by is None else {"by": by})
     inputs = embeddings.metadata.get("inputs", {})
-    made = stamp("summarize-embeddings", REVISIONS["summarize-embeddings"], parameters=parameters, inputs=inputs)
+    made = stamp(
+        "summarize-embeddings", REVISIONS["summarize-embeddings"], parameters=parameters, inputs=inputs
+    )
     write_table(pa.table(columns), output, made)
 
 

@@ -1,6 +1,7 @@
 """Verbs about classifiers: finetune, predict."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,6 +98,45 @@ def _adapter(lora: bool, quantize: str, rank: int, alpha: float, dropout: float)
     from cellformers.training.adapters import Adapter
 
     return Adapter(rank=rank, alpha=alpha, dropout=dropout, quantize=quantize)
+
+
+def job(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `training.finetune.finetune` from the options of the verb: all that both verbs have."""
+    from cellformers.registry import find_model
+    from cellformers.training.finetune_presets import find_preset, resolve
+    from cellformers.training.targets import KINDS
+
+    task, label, side = given["task"], given["label"], given["split_column"]
+    if task not in KINDS:
+        raise UserError(f"no task {task!r}", fix=f"give --task {', '.join(KINDS)}")
+    preset = None if given["preset"] is None else find_preset(given["preset"], task=task)
+    fields = {name: given[name] for name in _SETTINGS}
+    fields["task_weights"] = tuple(given["task_weight"]) if given["task_weight"] else None
+    settings = resolve(preset, fields)
+    split = {name: given[name] for name in ("folds", "fold", "heldout", "test")} | {
+        "file": given["split_file"]
+    }
+    is_given = any(value is not None for value in split.values())
+    if side is not None and is_given:
+        raise UserError("--split-column says all sides", fix="leave out the other options of the split")
+    published = preset if side is None else None
+    unit = given["unit"]
+    if published is not None and unit is None and not is_given:
+        unit = published.unit
+    if preset is not None and preset.label is not None and not label:
+        label = [preset.label]
+    targets = _read_targets(
+        task, _named(given["labels"], "--labels"), label or [], key=given["key"], unit=unit, side=side,
+        positive=given["positive"],
+    )  # fmt: skip
+    seed = settings.seed if given["split_seed"] is None else given["split_seed"]
+    adapter = [given[name] for name in ("lora", "quantize", "rank", "alpha", "lora_dropout")]
+    return {
+        "tokens": _named(given["tokens"], "tokens"), "model": find_model(given["model"]),
+        "targets": targets, "split": _split_spec(published, unit=unit, seed=seed, **split),
+        "settings": settings, "adapter": _adapter(*adapter),
+        **{name: given[name] for name in ("accelerator", "backend", "threads", "batch_tokens")},
+    }  # fmt: skip
 
 
 def finetune(
@@ -200,49 +240,14 @@ def finetune(
     Example: cellformers finetune tokens/*.parquet --model models/v1-10m --labels cells.parquet --label cell_type
     --unit donor -o models/types
     """
-    given = {name: value for name, value in locals().items() if name in _SETTINGS}
-    given["task_weights"] = tuple(task_weight) if task_weight else None
+    given = dict(locals())
     from cellformers.progress import progress, say
-    from cellformers.registry import find_model
     from cellformers.training.finetune import finetune as run
-    from cellformers.training.finetune_presets import find_preset, resolve
-    from cellformers.training.targets import KINDS
 
-    if task not in KINDS:
-        raise UserError(f"no task {task!r}", fix=f"give --task {', '.join(KINDS)}")
-    chosen = None if preset is None else find_preset(preset, task=task)
-    settings = resolve(chosen, given)
-    if split_column is not None and any(v is not None for v in (split_file, folds, fold, heldout, test)):
-        raise UserError("--split-column says all sides", fix="leave out the other options of the split")
-    how_split = {"file": split_file, "folds": folds, "fold": fold, "heldout": heldout, "test": test}
-    if (
-        chosen is not None
-        and unit is None
-        and split_column is None
-        and all(v is None for v in how_split.values())
-    ):
-        unit = chosen.unit
-    if chosen is not None and chosen.label is not None and not label:
-        label = [chosen.label]
-    targets = _read_targets(
-        task,
-        _named(labels, "--labels"),
-        label or [],
-        key=key,
-        unit=unit,
-        side=split_column,
-        positive=positive,
-    )
-    split = _split_spec(
-        None if split_column is not None else chosen, unit=unit,
-        seed=settings.seed if split_seed is None else split_seed, **how_split,
-    )  # fmt: skip
     line = "\r\033[2K" if sys.stderr.isatty() else ""
     with progress("finetune", None, unit="steps", quiet=quiet) as advance:
         done = run(
-            _named(tokens, "tokens"), find_model(model), output, targets=targets, split=split, settings=settings,
-            adapter=_adapter(lora, quantize, rank, alpha, lora_dropout), accelerator=accelerator, backend=backend,
-            threads=threads, batch_tokens=batch_tokens, save_every=checkpoint_every, tensorboard=tensorboard,
+            **job(given), output=output, save_every=checkpoint_every, tensorboard=tensorboard,
             progress=advance, note=lambda text: say(f"{line}finetune: {text}", quiet=quiet),
         )  # fmt: skip
     for text in scores_in_words(done["metrics"]):

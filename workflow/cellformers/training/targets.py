@@ -24,7 +24,6 @@ from cellformers.vocabulary import Vocabulary
 Array = np.ndarray[Any, Any]
 
 KINDS = ("cells", "genes", "tasks")
-MISSING = ("", "nan", "NaN", "NA", "<NA>", "None")  # what a missing label looks like once it has been text
 KEY_COLUMNS = (
     "cell_id",
     "gene_id",

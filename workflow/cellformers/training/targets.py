@@ -19,6 +19,7 @@ import pyarrow as pa
 from cellformers.errors import UserError, did_you_mean
 from cellformers.genes import map_features
 from cellformers.io.files import read_json
+from cellformers.selection import MISSING
 from cellformers.vocabulary import Vocabulary
 
 Array = np.ndarray[Any, Any]

@@ -59,8 +59,14 @@ def test_modules_stay_readable(path: Path) -> None:
         ("cellformers.tokens", ("torch", "pandas", "anndata", "scanpy")),
         ("cellformers.embedding", ("anndata", "scanpy", "pydantic", "pandas", "typer", "h5py", "matplotlib")),
         ("cellformers.registry", ("torch", "requests", "yaml", "pandas", "anndata")),
-        ("cellformers.training.search", ("optuna", "peft", "transformers", "pydantic", "pandas", "sklearn", "yaml")),
-        ("cellformers.training.finetune", ("peft", "anndata", "scanpy", "pydantic", "pandas", "typer", "sklearn")),
+        (
+            "cellformers.training.search",
+            ("optuna", "peft", "transformers", "pydantic", "pandas", "sklearn", "yaml"),
+        ),
+        (
+            "cellformers.training.finetune",
+            ("peft", "anndata", "scanpy", "pydantic", "pandas", "typer", "sklearn"),
+        ),
         ("cellformers.training.pretrain", ("anndata", "scanpy", "pydantic", "pandas", "typer", "h5py")),
     ],
 )

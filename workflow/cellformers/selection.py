@@ -54,6 +54,14 @@ def _text(value: Any) -> str | None:
     return None if value is None or str(value).strip() in MISSING else str(value)
 
 
+def as_text(column: pa.ChunkedArray) -> Array:
+    """A column of labels as an object array of str, None where missing; whole floats lose their `.0`."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    texts = [_text(value) for value in column.to_pylist()]
+    return np.array([*texts, None], dtype=object)[:-1]  # the None more keeps numpy from guessing another type
+
+
 def encode(column: pa.ChunkedArray, *, name: str, path: str | Path) -> Labels:
     """A column of texts, numbers, booleans or categories as labels; UserError for one of lists and the like."""
     if pa.types.is_dictionary(column.type):

@@ -18,10 +18,11 @@ from cellformers.evaluate import baselines
 from cellformers.evaluate.classify import predict_folds
 from cellformers.evaluate.scores import check_kind, published_by_metric, write_score
 from cellformers.evaluate.splitfile import read_split
-from cellformers.evaluate.tables import as_text, locate, read_gene_table, read_vectors
+from cellformers.evaluate.tables import locate, read_gene_table, read_vectors
 from cellformers.folds import permuted
 from cellformers.io.files import digest_arrays, digest_file, open_parquet, read_table, stamp, write_table
 from cellformers.revisions import REVISIONS
+from cellformers.selection import as_text
 
 GeneFeatures = Literal["embedding", "mean_expression", "detection", "coexpression_pca", "column"]
 

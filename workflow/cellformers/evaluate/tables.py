@@ -16,7 +16,7 @@ import pyarrow as pa
 from cellformers.errors import UserError, did_you_mean
 from cellformers.io.files import open_parquet, read_json, read_table
 from cellformers.io.names import strip_version
-from cellformers.selection import MISSING
+from cellformers.selection import MISSING, as_text
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,6 @@ class Cells:
         if len(set(self.dataset)) < 2:
             return self.cell_id
         return np.array([f"{d}:{c}" for d, c in zip(self.dataset, self.cell_id, strict=True)], dtype=object)
-
-
-def as_text(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of labels as an object array of str, None where missing; whole floats lose their `.0`."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    values = column.to_pylist()
-    if pa.types.is_floating(column.type):
-        values = [None if v is None or v != v else f"{v:g}" for v in values]
-    texts = [None if v is None or str(v).strip() in MISSING else str(v) for v in values]
-    return np.array([*texts, None], dtype=object)[
-        :-1
-    ]  # the extra None keeps numpy from guessing another type
 
 
 def require_column(names: Sequence[str], column: str, *, path: str | Path) -> None:

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from cellformers.errors import UserError, did_you_mean
 from cellformers.genes import map_features
 from cellformers.io.files import read_json
-from cellformers.selection import MISSING
+from cellformers.selection import as_text
 from cellformers.vocabulary import Vocabulary
 
 Array = np.ndarray[Any, Any]
@@ -71,18 +70,6 @@ class Targets:
 def present(values: Array) -> Array:
     """Where an object array is not None: bool, of the same shape."""
     return np.asarray(values != np.array(None, dtype=object), dtype=bool)
-
-
-def as_text(column: pa.ChunkedArray) -> Array:
-    """A column as an object array of str, None where missing (null, NaN, empty, NA); whole floats lose their `.0`."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    values = column.to_pylist()
-    if pa.types.is_floating(column.type):
-        values = [None if v is None or v != v else f"{v:g}" for v in values]
-    result = np.empty(len(values), dtype=object)
-    result[:] = [None if v is None or str(v).strip() in MISSING else str(v).strip() for v in values]
-    return result
 
 
 def read_columns(path: str | Path, *columns: str, key: str | None = None) -> tuple[str, list[Array]]:

@@ -34,6 +34,7 @@ include: "workflow/rules/methods.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/reporting.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/wanted.smk"
 include: "workflow/rules/targets.smk"
 
 

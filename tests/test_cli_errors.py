@@ -824,3 +824,61 @@ def test_the_matrix_and_its_names_do_not_agree(tmp_path: Path, refused: Refused)
         names=path,
         says=("damaged: indptr has 41 entries where 42 belong",),
     )
+
+
+# --- outputs that would take something's place -------------------------------------------------------------
+
+
+def test_the_output_is_an_input(house: Path, tmp_path: Path, refused: Refused) -> None:
+    for name in ("good.h5ad", "tokens.parquet"):
+        shutil.copy(house / name, tmp_path)
+    for name in ("model", "vocabulary"):
+        shutil.copytree(house / name, tmp_path / name)
+    counts, tokens, model, words = (
+        tmp_path / name for name in ("good.h5ad", "tokens.parquet", "model", "vocabulary")
+    )
+    (tmp_path / "link.parquet").symlink_to(tokens)
+    before = {path: path.read_bytes() for path in files_in(tmp_path)}
+    for command, output in (
+        (("tokenize", counts, "--vocabulary", words), counts),
+        (("embed", tokens, "--model", model), tokens),
+        (("embed", tokens, "--model", model), tmp_path / "link.parquet"),
+        (("randomize", model), model),
+        (("import-model", model), model),
+        (("vocabulary", "--from", words), words),
+        (("gather", tokens, "--cells", house / "cells.parquet"), tokens),
+    ):
+        refused(*command, "-o", output, names=output, says=("is the input", "choose another --output"))
+    assert {path: path.read_bytes() for path in files_in(tmp_path)} == before
+
+
+def test_a_vocabulary_does_not_replace_other_things(house: Path, tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("mine")
+    refused(
+        *("vocabulary", "--from", house / "vocabulary", "-o", tmp_path / "thesis"),
+        names=tmp_path / "thesis", says=("other things in it (chapter.txt)",),
+    )  # fmt: skip
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "mine"
+    for _ in range(2):  # but one that is there
+        assert run("vocabulary", "--from", house / "vocabulary", "-o", tmp_path / "words").code == 0
+
+
+def test_randomize_without_a_vocabulary(house: Path, tmp_path: Path, refused: Refused) -> None:
+    model = shutil.copytree(house / "model", tmp_path / "model")
+    shutil.rmtree(model / "vocabulary")
+    refused("randomize", model, "-o", tmp_path / "out/m", names=model / "vocabulary", says=("no vocabulary",))
+
+
+def test_json_too_deep_to_read(house: Path, tmp_path: Path, refused: Refused) -> None:
+    model = shutil.copytree(house / "model", tmp_path / "model")
+    (model / "config.json").write_text("[" * 100_000)
+    refused("randomize", model, "-o", tmp_path / "out/m", names=model / "config.json", says=("not readable",))
+
+
+def test_import_of_a_model_with_too_small_a_vocabulary_asks(house: Path, tmp_path: Path) -> None:
+    ran = run("import-model", house / "model", "--vocabulary", house / "other", "-o", tmp_path / "m")
+    assert ran.code == 0
+    assert "tokens more than the vocabulary has" in ran.err
+    ran = run("import-model", house / "model", "-o", tmp_path / "same")
+    assert (ran.code, ran.err) == (0, "")

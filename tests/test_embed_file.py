@@ -359,3 +359,9 @@ def test_the_time_is_estimated_after_the_first_block(
         "embed-file: about 0 minutes to go (3 blocks of cells)"
     ]
     assert lines[-1] == f"{tmp_path / 'e.h5ad'}: 40 cells, obsm['X_small'] of width 32"
+
+
+def test_a_name_with_a_slash(source: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the name 'a/b' has a slash"):
+        embed_file(source, model, tmp_path / "e.h5ad", name="a/b", quiet=True)
+    assert list(tmp_path.iterdir()) == []

@@ -251,3 +251,16 @@ def test_files_that_are_no_embedding(tmp_path: Path, cells: Path, vectors: np.nd
     adata.write_h5ad(tmp_path / "o.h5ad")
     with pytest.raises(UserError, match="which of no obsm entries"):
         open_embeddings([tmp_path / "o.h5ad"])
+
+
+def test_names_with_slashes_and_columns_of_lists(tmp_path: Path, cells: Path, vectors: np.ndarray) -> None:
+    """anndata could not read the one, nor write the other."""
+    shards = split(tmp_path / "s", vectors, [])
+    with pytest.raises(UserError, match="the name 'a/b' has a slash"):
+        gather_cells(shards, cells, output=tmp_path / "o.h5ad", name="a/b")
+    table = pq.read_table(cells)
+    pq.write_table(table.append_column("ids", pa.array([[1, 2]] * len(table))), cells)
+    with pytest.raises(UserError, match=r"the column 'ids' holds lists"):
+        gather_cells(shards, cells, output=tmp_path / "o.h5ad")
+    assert not (tmp_path / "o.h5ad").exists()
+    gather_cells(shards, cells, output=tmp_path / "o.h5ad", labels=["type"])

@@ -21,6 +21,15 @@ from cellformers.selection import choose_cells
 LENGTHS = (40, 0, 7, 60, 1, 13)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Operations take one thread, as where cells are embedded side by side: with more they round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=["v1", "v2"])
 def setup(request, tmp_path):
     vocabulary = make_vocabulary(special=request.param)

@@ -570,6 +570,34 @@ def test_a_locked_file_that_changed(lab: Lab) -> None:
     assert lock()["files"]["lab/Model/Small/model.safetensors"]["sha256"] == new
 
 
+def test_a_revision_that_fails_is_not_locked(lab: Lab) -> None:
+    """Neither one that is not there, nor one with another config; what the registry names still comes."""
+    right = lab.files["config.json"]
+    lab.files["config.json"] = right.replace(b'"relu"', b'"gelu"')
+    assert lab.files["config.json"] != right
+    lab.publish(LATER)
+    with pytest.raises(UserError, match="no such file on the server"):
+        lab.get(revision="f" * 40)
+    with pytest.raises(UserError, match="differs from the registered architecture"):
+        lab.get(revision=LATER)
+    assert lock()["revisions"] == {}
+    assert "lab/Model/Small/config.json" not in lock()["files"]
+    assert (lab.get() / "config.json").read_bytes() == right
+
+
+def test_another_revision_than_the_one_that_is_there(lab: Lab) -> None:
+    lab.get()
+    lab.publish(LATER)
+    with pytest.raises(UserError) as caught:
+        lab.get(revision=LATER)
+    assert f"small is here from revision {COMMIT}, {LATER} is {LATER}" in str(caught.value)
+    assert f"--revision {LATER} --relock takes the new one" in str(caught.value)
+    assert lab.get(revision=COMMIT)
+    assert lock()["revisions"] == {}
+    lab.get(revision=LATER, relock=True)
+    assert lock()["revisions"] == {"small": LATER}
+
+
 def test_a_revision_that_nobody_knows(lab: Lab) -> None:
     lab.changes = {"revision": None, "note": "in the history"}
     with pytest.raises(UserError) as caught:

@@ -642,3 +642,15 @@ def test_a_run_describes_itself(tmp_path: Path) -> None:
     assert sections_of(tmp_path / "report.html") == [
         "summary", "data", "genes", "tokens", "models", "maps", "scores", "versions",
     ]  # fmt: skip
+
+
+def test_figures_of_others_are_not_replaced(spec: ReportSpec, tmp_path: Path) -> None:
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    (figures / "figure1.png").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"figures: is a folder with other things in it \(figure1.png\)"):
+        write_report(spec, tmp_path / "report.html")
+    assert [path.name for path in tmp_path.rglob("*")] == ["figures", "figure1.png"]
+    (figures / "figure1.png").unlink()
+    for _ in range(2):
+        write_report(spec, tmp_path / "report.html")

@@ -230,6 +230,12 @@ def test_a_weight_too_large_for_half_precision_is_named(saved):
         checkpoints.load(saved, dtype=torch.float16)
 
 
+def test_a_missing_tensor_is_no_question_of_spelling(saved):
+    rewrite(saved, lambda t: t.pop(QUERY))
+    with pytest.raises(UserError, match=rf"lacks the tensor {QUERY}; the file is not complete"):
+        checkpoints.load(saved)
+
+
 def test_truncated_and_missing_weights(saved):
     weights = saved / "model.safetensors"
     whole = weights.read_bytes()
@@ -255,6 +261,14 @@ class Runs:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_of_another_program(saved):
+    (saved / "model.safetensors").unlink()
+    (saved / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Runs(saved / "harm")}, protocol=4))
+    with pytest.raises(UserError, match=r"damaged, or written by another program\); fetch it again"):
+        checkpoints.load(saved)
+    assert not (saved / "harm").exists()
 
 
 def test_no_code_in_a_pickle_is_run(saved):

@@ -229,6 +229,26 @@ def test_a_folder_with_other_things_is_not_replaced(tmp_path, vocabulary):
     assert checkpoints.read_weights(tmp_path / "begun").layout == "hf"
 
 
+def test_what_is_no_model_is_not_replaced(tmp_path, vocabulary):
+    source = make_model(tmp_path / "out" / "m", vocabulary)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "thesis.md").write_text("mine")
+    for write in (
+        lambda to: directory.convert(source, to, layout="te"),
+        lambda to: directory.randomize(source, to, seed=0),
+        lambda to: directory.import_model(source, None, to),
+    ):
+        with pytest.raises(UserError, match=r"notes: is a folder with other things in it \(thesis.md\)"):
+            write(notes)
+        # a model's folder may be replaced, but not with the model in it that is read
+        (source.parent / "config.json").write_text("{}")
+        with pytest.raises(UserError, match=r"out: is a folder with other things in it \(m\)"):
+            write(source.parent)
+    assert (notes / "thesis.md").read_text() == "mine"
+    assert checkpoints.read_weights(source).layout == "hf"
+
+
 # --- random weights ---------------------------------------------------------------------------------------
 
 

@@ -131,7 +131,7 @@ def test_all_processes_fail_together_and_one_tells(atlas, tmp_path):
     assert codes == [2, 2]
     assert len(errors) == 1
     assert "10 positions" in errors[0]
-    codes, errors = run(atlas, tmp_path / "m", accumulate=2, learning_rate=float("nan"))
+    codes, errors = run(atlas, tmp_path / "m", accumulate=2, learning_rate=1e9, clip=1e9)
     assert codes == [2, 2]
     assert len(errors) == 1
     assert "lower the learning rate" in errors[0]

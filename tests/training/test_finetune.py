@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from planted import DONORS, LENGTH, N_CELLS, Planted
+from safetensors import safe_open
 from token_files import make_model, make_vocabulary, write_shards, write_tokens
 
 from cellformers.embedding import embed_cells
@@ -501,23 +502,55 @@ def test_what_does_not_go_together_is_refused(planted, tmp_path):
     moved = write_tokens(tmp_path / "moved.parquet", planted.cells, planted.vocabulary, first=1000)
     long = write_tokens(tmp_path / "long.parquet", [np.tile(c, 9) for c in planted.cells], planted.vocabulary)
     headless = write_tokens(tmp_path / "headless.parquet", [c[1:] for c in planted.cells], planted.vocabulary)
-    cells = types(planted)
+    far = {"learning_rate": 1e38, "warmup": 0}
+    empty = write_tokens(tmp_path / "empty.parquet", [], planted.vocabulary)
+    cells, both = types(planted), targets_of(planted, "tasks")
     for targets, tokens, options, words in (
         (cells, [strange], {}, "wrong vocabulary"),
         (cells, [moved], {}, "none of the 240 labelled cells is in the tokens"),
         (cells, [long], {}, "more than the 64 tokens"),
         (cells, [headless], {}, "does not begin with <cls>"),
-        (cells, [planted.tokens] * 2, {}, "in the tokens twice"),
+        (cells, [planted.tokens] * 2, {}, "cell 'cell0' is in the tokens twice"),
+        (cells, {"a:b": [planted.tokens]}, {}, "name of dataset 'a:b' holds ':'"),
+        (cells, [empty], {}, "the tokens hold no cell; tokenize"),
         (cells, [planted.tokens], {"warmup": 500}, "warmup of 500 steps is longer than the training"),
         (cells, [planted.tokens], {"min_cells": 1000}, "no class"),
         (cells, [planted.tokens], {"accelerator": "gpu"}, "no accelerator"),
         (cells, [planted.tokens], {"learning_rate": 1e30, "clip": 1e30}, "lower the learning rate"),
+        (cells, [planted.tokens], {**far, "epochs": 0.01}, "held-out loss is nan at step 1; lower"),
+        (
+            cells,
+            [planted.tokens],
+            {**far, "epochs": 0.01, "split": SplitSpec(heldout=0)},
+            "predictions are no lo",
+        ),
+        (both, [planted.tokens], {"task_weights": (1, float("nan"))}, "2 task weights for 2 tasks: 1, nan"),
     ):
         with pytest.raises(UserError, match=words):
             run(planted, tmp_path / "m", targets, tokens=tokens, **{"epochs": 2, **options})
         assert not (tmp_path / "m").exists()
     with pytest.raises(UserError, match="no such model directory"):
         run(planted, tmp_path / "m", cells, model=tmp_path / "nothing")
+
+
+def test_no_state_is_saved_of_what_is_not_finite(planted, tmp_path):
+    with pytest.raises(UserError, match=r"the loss is nan at step [23]; lower the learning rate"):
+        run(planted, tmp_path / "m", types(planted), epochs=1, learning_rate=1e30, warmup=0, save_every=1)
+    for path in (tmp_path / ".training-m").rglob("step-*"):
+        with safe_open(path, framework="pt") as state:
+            assert all(torch.isfinite(state.get_tensor(name)).all() for name in state.keys())  # noqa: SIM118
+
+
+def test_what_is_no_model_is_not_replaced(planted, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for output, words in (
+        (tmp_path / "file", "is a file"),
+        (planted.folder, "is a folder with other things in it"),
+    ):
+        before = files(output) if output.is_dir() else output.read_bytes()
+        with pytest.raises(UserError, match=words):
+            run(planted, output, types(planted), epochs=0)
+        assert before == (files(output) if output.is_dir() else output.read_bytes())
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,22 @@ def test_mistakes_on_the_command_line(planted, run, tmp_path, words, message):
         run(*before, *([] if "--model" in words else ["--model", planted.model]), *words, "--quiet")
 
 
+def test_names_of_tokens_and_labels_go_together(planted, run, tmp_path):
+    tokens, labels = planted.tokens, planted.labels
+    after = ["--model", planted.model, "--label", "type", "-o", tmp_path / "m", "--quiet"]
+    for first, second, message in (
+        (
+            f"a={tokens}",
+            labels,
+            "has no name, tokens have a; give tokens and labels of a dataset the same name",
+        ),
+        (tokens, f"a={labels}", "tokens have no name"),
+        (f"a={tokens}", f"b={labels}", "--labels b=.*: tokens have a"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run("finetune", first, "--labels", second, *after)
+
+
 def test_a_model_made_by_hand_is_no_classifier(tmp_path, run):
     vocabulary = make_vocabulary(context_length=64)
     model = make_model(tmp_path / "m", vocabulary, head="none")

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -133,7 +134,12 @@ def test_special_tokens_keep_their_place(tmp_path):
         ({"warmup": 1.5}, "warmup"),
         ({"heads": 3}, "no multiple"),
         ({"max_positions": 10}, "10 positions"),
-        ({"learning_rate": float("nan")}, "lower the learning rate"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"learning_rate": -1.0}, "learning_rate is -1"),
+        ({"learning_rate": 1e9, "clip": 1e9}, "loss is (nan|inf) at step"),
+        ({"learning_rate": 1e38, "steps": 1, "warmup": 0}, "held-out loss is nan at step 1; lower"),
+        ({"steps": None, "epochs": float("inf")}, "epochs is inf"),
+        ({"steps": None, "epochs": 0.5, "warmup": 1000}, "warmup of 1000 steps is longer"),
         ({"accelerator": "gpu"}, "no accelerator"),
     ],
 )
@@ -421,6 +427,46 @@ def test_an_infinite_loss_keeps_the_last_good_state(atlas, tmp_path, monkeypatch
         train(atlas, tmp_path / "m", checkpoint_every="1", measurements=1)
     assert steps_done(tmp_path / ".training-m") == 5
     assert not (tmp_path / "m").exists()
+
+
+def test_what_is_no_model_is_not_replaced(atlas, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "counts.h5ad").write_text("mine")
+    for name, words in (("file", "is a file"), ("data", "other things in it .counts.h5ad")):
+        with pytest.raises(UserError, match=words):
+            train(atlas, tmp_path / name, steps=1)
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")} == {
+        "file",
+        "data",
+        "data/counts.h5ad",
+    }
+    # a model is replaced, and so is what a workflow has left of one
+    train(atlas, tmp_path / "m", steps=0)
+    (tmp_path / "m" / "config.json").unlink()
+    for steps in (1, 0):
+        train(atlas, tmp_path / "m", steps=steps)
+        assert open_model(tmp_path / "m").vocabulary.digest == atlas[1].digest
+
+
+def test_a_full_disk_is_named(atlas, tmp_path):
+    process = PROCESSES.Process(target=train_on_a_full_disk, args=(atlas, tmp_path / "m"))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def train_on_a_full_disk(atlas, output):
+    folder, vocabulary, cells = atlas
+    paths = write_shards(folder, cells, vocabulary, 1)
+    for limit, words in (
+        (2000, r"\.bin: can't be written"),
+        (60_000, r"step-0*1\.safetensors: can't be written"),
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        with pytest.raises(UserError, match=words):
+            pretrain(paths, folder / "vocabulary", output, **TINY, steps=12, checkpoint_every="1")
 
 
 def test_two_trainings_of_one_model_are_refused(atlas, tmp_path):

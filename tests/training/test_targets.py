@@ -98,6 +98,11 @@ def test_tables_that_do_not_have_it(tmp_path, labels, options, words):
         read_cell_targets(path, labels, **options)
 
 
+def test_a_label_twice_is_refused(tmp_path):
+    with pytest.raises(UserError, match="label 'type' is given twice"):
+        read_cell_targets(write_cells(tmp_path / "c.parquet"), ["type", "type"])
+
+
 def test_a_cell_twice_one_class_and_numbers_are_refused(tmp_path):
     path = write_cells(tmp_path / "c.parquet", n=30, one=["x"] * 30, count=[float(i) for i in range(30)])
     with pytest.raises(UserError, match="one class"):
@@ -262,10 +267,13 @@ def test_files_that_put_something_on_two_sides_or_nothing_anywhere(tmp_path):
         ({"test": ["d1"]}, "no list 'train'"),
         ({"train": ["x"], "test": ["y"]}, "names no labelled row"),
         ([1], "is not a split"),
+        ({"train": ["d0"], "tset": ["d1"]}, "no side of a split is called 'tset'; did you mean 'test'"),
+        ({"folds": []}, "has no fold 1; make the split again"),
+        ({"folds": [{"train": ["d0"]}]}, "fold 1 has no list 'test'"),
     ):
         file.write_text(json.dumps(content))
         with pytest.raises(UserError, match=words):
-            sides_of(targets, SplitSpec(file=file))
+            sides_of(targets, SplitSpec(file=file, fold=1))
     one = read_cell_targets(write_cells(tmp_path / "c.parquet", type=["a"] * 119 + ["b"]), ["type"])
     file.write_text(json.dumps({"train": [f"cell{i}" for i in range(100)], "test": ["cell119"]}))
     with pytest.raises(UserError, match="1 classes of 'type' are left to train on"):

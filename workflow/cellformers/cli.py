@@ -7,11 +7,14 @@ A mistake of the user ends with one line on stderr and exit status 2, and leaves
 """
 
 import errno
+import functools
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -40,9 +43,41 @@ app = typer.Typer(
 GROUPS = (
     setup, downloads, counts, genes, models, pretraining, finetuning, searching, embedding, evaluation,
 )  # fmt: skip
+IN_PLACE = ("convert",)  # reads its input whole before the output takes its place, and loses nothing
+
+
+def _sparing(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb, refused where its output would take the place of what it reads."""
+
+    @functools.wraps(verb)
+    def run(**values: Any) -> None:
+        output = values.get("output")
+        if isinstance(output, Path) and output.exists():
+            for path in _inputs(values):
+                if path.exists() and path.samefile(output):
+                    raise UserError(
+                        "is the input, which is never changed", path=output,
+                        fix="choose another --output",
+                    )  # fmt: skip
+        verb(**values)
+
+    return run
+
+
+def _inputs(values: dict[str, Any]) -> Iterator[Path]:
+    """The files and folders among the values of a verb's parameters, but for its output."""
+    for name, value in values.items():
+        if name == "model" and isinstance(value, str):  # a folder, or a registered name
+            yield Path(value)
+        elif name != "output":
+            yield from (
+                each for each in (value if isinstance(value, list) else [value]) if isinstance(each, Path)
+            )
+
+
 for group in GROUPS:
     for name, verb in group.VERBS.items():
-        app.command(name)(verb)
+        app.command(name)(verb if name in IN_PLACE else _sparing(verb))
 
 
 def _stop(signum: int, _frame: FrameType | None) -> NoReturn:

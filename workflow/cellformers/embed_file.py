@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cellformers.errors import UserError
-from cellformers.gather import in_order
+from cellformers.gather import check_name, in_order
 from cellformers.io.files import atomic_path, digest_arrays, digest_file, open_parquet
 from cellformers.io.source import ReadOptions, open_counts
 from cellformers.progress import progress, say
@@ -78,7 +78,7 @@ def embed_file(
 
     path, output = Path(path), Path(output)
     model = find_model(model, fetch=True, quiet=quiet)
-    name = name or model.resolve().name
+    name = check_name(name or model.resolve().name)
     _check_output(path, output)
     wanted: dict[str, Any] = {"mode": mode or default_mode(model), "layer": layer, "dtype": dtype}
     opened = load_model(model, **wanted, backend=backend, accelerator=accelerator)

@@ -50,6 +50,15 @@ def in_order(cell_ids: Array, shards: Sequence[str | Path]) -> Array:
     return result
 
 
+def check_name(name: str) -> str:
+    """The name of an embedding; UserError where AnnData files have no room for it."""
+    if "/" in name:
+        raise UserError(
+            f"the name {name!r} has a slash, which divides names in .h5ad files", fix="choose another --name"
+        )
+    return name
+
+
 def gather_cells(
     shards: Sequence[str | Path],
     cells: str | Path,
@@ -79,9 +88,10 @@ def gather_cells(
     ------
     UserError
         If shards differ in model, dataset or parameters, or name a cell that the table does not have, a label does
-        not exist, or the output has another suffix.
+        not exist or holds no plain values, the name has a slash, or the output has another suffix.
     """
     output = Path(output)
+    check_name(name or "")
     suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if output.name.endswith(s)), None)
     if suffix is None:
         raise UserError(
@@ -96,6 +106,13 @@ def gather_cells(
             )
     if labels is not None or suffix != ".h5ad":
         table = _plain(table.select(list(dict.fromkeys(["cell_id", *(labels or ())]))))
+    nested = next((field.name for field in table.schema if pa.types.is_nested(field.type)), None)
+    if nested is not None:
+        raise UserError(
+            f"the column {nested!r} holds lists, not one value a cell",
+            path=cells,
+            fix="give the dataset's cells.parquet",
+        )
     names = table["cell_id"].cast(pa.string())
     table = table.take(numbers(rows_of(embeddings.cell_ids, names, path=embeddings.paths[0], cells=cells)))
     parameters, inputs = (embeddings.metadata.get(key, {}) for key in ("parameters", "inputs"))

@@ -31,6 +31,7 @@ SPECIAL_TOKENS: dict[Special, dict[str, int]] = {
     "v2": {"<pad>": 0, "<mask>": 1, "<cls>": 2, "<eos>": 3},
 }
 CONTEXT_LENGTH: dict[Special, int] = {"v1": 2048, "v2": 4096}
+FILES = ("tokens.parquet", "aliases.parquet", "vocabulary.json")
 _ENSEMBL_VERSION = re.compile(r"(ENS[A-Z]*\d{6,})\.\d+(?:_PAR_Y)?")
 
 
@@ -113,7 +114,21 @@ class Vocabulary:
         return self.alias_source
 
     def save(self, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
-        """Write the vocabulary as a folder, replacing one that is there; `metadata` goes into every file."""
+        """Write the vocabulary as a folder, replacing one that is there; `metadata` goes into every file.
+
+        Raises
+        ------
+        UserError
+            If the folder holds anything but a vocabulary.
+        """
+        there = sorted(path.name for path in Path(folder).iterdir()) if Path(folder).is_dir() else []
+        foreign = [name for name in there if name not in FILES]
+        if foreign:
+            raise UserError(
+                f"is a folder with other things in it ({foreign[0]})",
+                path=folder,
+                fix="choose another --output",
+            )
         aliases = self.aliases()
         tokens = pa.Table.from_arrays(
             [strings(self.gene_ids), numbers(self.token_ids), numbers(self.medians), strings(self.symbols)],

@@ -1,4 +1,4 @@
-# What can be asked for by name: `snakemake --cores 8 --configfile my.yaml embed`.
+# What can be asked for by name: `snakemake embed --cores 8 --configfile my.yaml`.
 
 
 rule tokens:

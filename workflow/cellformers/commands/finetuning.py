@@ -80,6 +80,18 @@ def _read_targets(
     return read_gene_targets(path, label[0], key=key, group=unit, side=side, positive=positive)
 
 
+def _check_names(tokens: Mapping[str, Any], tables: Mapping[str, Any], task: str) -> None:
+    """UserError where a table of labels of cells is of a dataset that has no tokens here."""
+    unknown = next((name for name in tables if name not in tokens), None)
+    if task != "genes" and unknown is not None:
+        shown = ", ".join(tokens) if "" not in tokens else "no name"
+        raise UserError(
+            f"--labels {unknown}={tables[unknown][0]}: tokens have {shown}" if unknown
+            else f"--labels {tables[''][0]} has no name, tokens have {shown}",
+            fix="give tokens and labels of a dataset the same name: NAME=PATH",
+        )  # fmt: skip
+
+
 def _split_spec(preset: "Preset | None", *, unit: str | None, seed: int, **given: Any) -> "SplitSpec":
     """The split from the options of the verb, else the one of the preset."""
     from cellformers.training.sides import SplitSpec
@@ -125,14 +137,17 @@ def job(given: Mapping[str, Any]) -> dict[str, Any]:
         unit = published.unit
     if preset is not None and preset.label is not None and not label:
         label = [preset.label]
+    tables = _named(given["labels"], "--labels")
     targets = _read_targets(
-        task, _named(given["labels"], "--labels"), label or [], key=given["key"], unit=unit, side=side,
+        task, tables, label or [], key=given["key"], unit=unit, side=side,
         positive=given["positive"],
     )  # fmt: skip
+    tokens = _named(given["tokens"], "tokens")
+    _check_names(tokens, tables, task)
     seed = settings.seed if given["split_seed"] is None else given["split_seed"]
     adapter = [given[name] for name in ("lora", "quantize", "rank", "alpha", "lora_dropout")]
     return {
-        "tokens": _named(given["tokens"], "tokens"), "model": find_model(given["model"]),
+        "tokens": tokens, "model": find_model(given["model"]),
         "targets": targets, "split": _split_spec(published, unit=unit, seed=seed, **split),
         "settings": settings, "adapter": _adapter(*adapter),
         **{name: given[name] for name in ("accelerator", "backend", "threads", "batch_tokens")},

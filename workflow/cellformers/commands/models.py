@@ -24,8 +24,15 @@ def import_model(
     Example: cellformers import-model Geneformer-V2-104M --vocabulary vocabularies/gc104M -o models/v2-104m
     """
     from cellformers.models.directory import import_model as run
+    from cellformers.progress import say
 
-    run(source, vocabulary, output)
+    surplus = run(source, vocabulary, output)
+    if surplus:
+        say(
+            f"import-model: the network knows {surplus:,} tokens more than the vocabulary has: is it the one that the "
+            "model was trained with?",
+            quiet=False,
+        )
 
 
 def randomize(model: Model, output: opt.Output, seed: opt.Seed = 0) -> None:

@@ -136,7 +136,7 @@ def _hint(missing: list[str], extra: Collection[str]) -> str:
                 return f"there is {other}: put {name.removesuffix(other)!r} before such names"
     if all(name.startswith("cls.") for name in missing) and not extra:
         return f"without the masked-gene head, name BertModel in architectures of {CONFIG_FILE}"
-    return did_you_mean(missing[0], extra)
+    return did_you_mean(missing[0], extra) if extra else "the file is not complete: fetch or make it again"
 
 
 def _take(stored: Tensors, name: str, dtype: torch.dtype | None) -> Tensor:

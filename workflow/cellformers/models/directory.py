@@ -77,8 +77,10 @@ def check_fit(vocabulary: Vocabulary, config: Config, folder: Path) -> None:
         )  # fmt: skip
 
 
-def import_model(source: str | Path, vocabulary: str | Path | None, output: str | Path) -> None:
+def import_model(source: str | Path, vocabulary: str | Path | None, output: str | Path) -> int:
     """Make a model directory of a folder of published weights and the vocabulary they belong to.
+
+    Returns the number of tokens that the network knows beyond those of the vocabulary; of a published pair, 0.
 
     Weights of any layout and kind of file; a single safetensors file is copied as it is, others are written as one,
     with the same numbers and layout. Everything is read once, so a damaged or ill-matched pair is refused here.
@@ -89,15 +91,17 @@ def import_model(source: str | Path, vocabulary: str | Path | None, output: str 
     words = Path(vocabulary) if vocabulary is not None else source / VOCABULARY
     if not words.is_dir():
         raise UserError("no vocabulary folder", path=words, fix="name the vocabulary of this model")
-    check_fit(Vocabulary.load(words), config, source)
+    loaded = Vocabulary.load(words)
+    check_fit(loaded, config, source)
     weights = checkpoints.read_weights(source)
-    with _replaced(output) as temporary:
+    with _replaced(output, source) as temporary:
         shutil.copyfile(source / CONFIG_FILE, temporary / CONFIG_FILE)
         if (source / WEIGHTS_FILE).is_file():
             shutil.copyfile(source / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
         else:
             write_tensors(weights.tensors | weights.unused, temporary / WEIGHTS_FILE)
         shutil.copytree(words, temporary / VOCABULARY)
+    return config.vocab_size - loaded.size
 
 
 def convert(source: str | Path, output: str | Path, *, layout: str) -> str:
@@ -124,7 +128,7 @@ def convert(source: str | Path, output: str | Path, *, layout: str) -> str:
         except UserError as error:
             raise UserError(error.what, path=source, fix="save them in one dtype first") from error
         tensors = layouts.to_published(state, config, layout=layout)
-    with _replaced(output) as temporary:
+    with _replaced(output, source) as temporary:
         for path in sorted(source.iterdir()):
             if path.suffix in NOTES and path.is_file() and not path.name.endswith(".index.json"):
                 shutil.copyfile(path, temporary / path.name)
@@ -139,19 +143,23 @@ def randomize(folder: str | Path, output: str | Path, *, seed: int) -> None:
     """A model directory of the same architecture and vocabulary with random initial weights: a baseline."""
     folder = Path(folder)
     config = checkpoints.read_config(folder)
-    with _replaced(output) as temporary:
+    Vocabulary.load(folder / VOCABULARY)
+    with _replaced(output, folder) as temporary:
         checkpoints.save(layouts.random_model(config, seed=seed), temporary)
         shutil.copytree(folder / VOCABULARY, temporary / VOCABULARY)
 
 
 @contextmanager
-def _replaced(output: str | Path) -> Iterator[Path]:
-    """As `atomic_dir`, but a folder is replaced only where it is a model's, whole or in part."""
+def _replaced(output: str | Path, source: Path) -> Iterator[Path]:
+    """As `atomic_dir`, but a folder is replaced only where it is a model's, or was, and does not hold `source`."""
     output = Path(output)
-    inside = list(output.iterdir()) if output.is_dir() else []
-    # without config.json it may still be what a workflow left of one, so look for what no model has
-    foreign = [p for p in inside if p.name != VOCABULARY and p.suffix not in (*NOTES, ".safetensors")]
-    if foreign and not (output / CONFIG_FILE).is_file():
+    inside = sorted(output.iterdir()) if output.is_dir() else []
+    if (output / CONFIG_FILE).is_file():
+        foreign = [p for p in inside if p.resolve() in (source.resolve(), *source.resolve().parents)]
+    else:  # it may still be what a workflow left of one, so look for what no model has; notes alone are no model
+        own = [p for p in inside if p.name == VOCABULARY or p.suffix == ".safetensors"]
+        foreign = [p for p in inside if p not in own and not (own and p.suffix in NOTES)]
+    if foreign:
         raise UserError(
             f"is a folder with other things in it ({foreign[0].name})", path=output,
             fix="choose another --output for the model",

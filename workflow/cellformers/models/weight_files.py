@@ -159,7 +159,9 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
                 f"holds more than names and tensors ({code[1]}), so reading it could run code: refused", path=path,
                 fix="where you trust it, save it as safetensors with the program that wrote it",
             ) from error  # fmt: skip
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = (str(error).splitlines() or [""])[0].partition(". ")[0][:200]
+        if isinstance(error, pickle.UnpicklingError):  # its words advise to read the file without restriction
+            reason = "damaged, or written by another program"
         raise UserError(
             f"not readable as weights of torch ({reason})", path=path, fix="fetch it again"
         ) from error

@@ -28,8 +28,10 @@ from cellformers.registry.store import (
     damage,
     fetch_file,
     forget,
+    forget_file,
     home,
     known_digest,
+    lock_commit,
     read_lock,
     record_folder,
 )
@@ -82,9 +84,10 @@ def download(
     patience = replace(patience or Patience(), notice=lambda line: say(line, quiet=quiet))
     entry = registry.find(name)
     folder = _folder(entry)
+    whole = not relock and _is_whole(folder, verify=verify, quiet=quiet)
     if revision is not None and not relock:
-        commit_of(entry, revision, patience)
-    if relock or not _is_whole(folder, verify=verify, quiet=quiet):
+        _check_revision(entry, revision, commit_of(entry, revision, patience), whole=whole)
+    if not whole:
         check_online(name)
         with exclusive(
             home() / f".lock-{name}",
@@ -95,6 +98,16 @@ def download(
             if relock or not _is_whole(folder, verify=verify, quiet=True):
                 _make(entry, folder, registry, revision, patience, quiet=quiet)
     return folder if output is None else _give(folder, Path(output), verify=verify)
+
+
+def _check_revision(entry: PublishedVocabulary, asked: str, commit: str, *, whole: bool) -> None:
+    """UserError where the cache has an entry of another commit than the one that is asked for."""
+    here = read_lock()["revisions"].get(entry.name, entry.revision)
+    if whole and commit != here:
+        raise UserError(
+            f"{entry.name} is here from revision {here}, {asked} is {commit}",
+            fix=f"cellformers download {entry.name} --revision {asked} --relock takes the new one",
+        )
 
 
 def find_model(
@@ -192,6 +205,7 @@ def _make(
         else:
             _make_vocabulary(entry, folder, get)
     record_folder(folder)
+    lock_commit(entry, commit)
     shutil.rmtree(raw.parent)
 
 
@@ -216,6 +230,7 @@ def _vocabulary(words: PublishedVocabulary, patience: Patience, advance: Callabl
                 lambda file: fetch_file(words, file, commit, raw, progress=advance, patience=patience),
             )  # fmt: skip
             record_folder(folder)
+            lock_commit(words, commit)
             shutil.rmtree(raw.parent)
     return folder
 
@@ -230,7 +245,11 @@ def _make_model(
 ) -> None:
     """The small files first: a config that does not fit is seen before gigabytes are fetched."""
     config = get(model.config)
-    _check_config(model, config)
+    try:
+        _check_config(model, config)
+    except UserError:
+        forget_file(model, model.config, config.parent)  # so that no other revision is held to it
+        raise
     words = vocabulary()
     _take_from(folder, model, config.parent)
     weights = get(model.weights)

@@ -144,10 +144,21 @@ def commit_of(entry: PublishedVocabulary, asked: str | None, patience: Patience)
             f"{entry.name} is locked to revision {locked}, {asked} is {commit}",
             fix=f"cellformers download {entry.name} --revision {asked} --relock takes the new one",
         )
+    return commit
+
+
+def lock_commit(entry: PublishedVocabulary, commit: str) -> None:
+    """Hold an entry to the commit that its folder was made of, where that is not the registered one."""
     if commit != entry.revision:
         with changing_lock() as lock:
             lock["revisions"][entry.name] = commit
-    return commit
+
+
+def forget_file(entry: PublishedVocabulary, file: RemoteFile, folder: Path) -> None:
+    """Drop a fetched file that turned out to be the wrong one, and what the lock knows about it."""
+    (folder / file.name).unlink(missing_ok=True)
+    with changing_lock() as lock:
+        lock["files"].pop(_key(entry, file), None)
 
 
 def _resolve(repository: str, revision: str, patience: Patience) -> str:

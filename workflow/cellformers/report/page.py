@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from cellformers import __version__
+from cellformers.errors import UserError
 from cellformers.io.files import atomic_dir, write_text
 from cellformers.report import benchmarks, cells, models, runs, words
 from cellformers.report.figures import Figures
@@ -30,13 +31,28 @@ def write_report(spec: ReportSpec, output: str | Path, *, figures: str | Path | 
     Raises
     ------
     UserError
-        If a file that the spec names is missing or broken, or a dataset lacks its label or batch column.
+        If a file that the spec names is missing or broken, or a dataset lacks its label or batch column; if the
+        folder of the figures is there and holds anything but figures of a report.
     """
     output = Path(output)
-    with atomic_dir(output.parent / "figures" if figures is None else figures) as folder:
+    target = output.parent / "figures" if figures is None else Path(figures)
+    _check_replaceable(target)
+    with atomic_dir(target) as folder:
         drawn = Figures(folder)
         parts = sections(spec, drawn)
         write_text(render(spec, parts, drawn), output)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """UserError where a folder holds anything but pairs NAME.png and NAME.svg."""
+    found = sorted(path for path in folder.glob("[!.]*")) if folder.is_dir() else []
+    for path in found:
+        twin = {".png": ".svg", ".svg": ".png"}.get(path.suffix)
+        if twin is None or path.with_suffix(twin) not in found:
+            raise UserError(
+                f"is a folder with other things in it ({path.name})", path=folder,
+                fix="the figures of the report go there: choose another --output",
+            )  # fmt: skip
 
 
 def sections(spec: ReportSpec, figures: Figures) -> dict[str, Any]:

@@ -116,11 +116,11 @@ def _lay_out(
         tokens_file.open("wb") as tokens,
         offsets_file.open("wb") as offsets,
     ):
-        np.zeros(1, np.int64).tofile(offsets)
+        offsets.write(np.zeros(1, np.int64).data)  # write, as tofile hides why it failed
         for batch in read_tokens(paths):
             _check_range(batch.tokens, vocabulary)
-            batch.tokens.astype(dtype).tofile(tokens)
-            (batch.offsets[1:] + end).tofile(offsets)
+            tokens.write(batch.tokens.astype(dtype).data)
+            offsets.write((batch.offsets[1:] + end).data)
             counts += np.bincount(batch.tokens, minlength=vocabulary.size)
             end += len(batch.tokens)
             longest = max(longest, int(np.diff(batch.offsets).max(initial=0)))

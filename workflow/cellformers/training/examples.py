@@ -56,6 +56,12 @@ def by_dataset(tokens: Mapping[str, Sequence[str | Path]] | Sequence[str | Path]
     if not isinstance(tokens, Mapping):
         tokens = {"": [tokens] if isinstance(tokens, str | Path) else list(tokens)}
     files = {name: [Path(path) for path in paths] for name, paths in sorted(tokens.items())}
+    for name in files:
+        if SEPARATOR in name:
+            raise UserError(
+                f"the name of dataset {name!r} holds {SEPARATOR!r}, which stands between dataset and cell",
+                fix="choose another name",
+            )
     if not any(files.values()):
         raise UserError("no tokens given", fix="cellformers tokenize makes them")
     return files
@@ -86,7 +92,7 @@ def read_keys(files: Files) -> Array:
     if len(set(keys.tolist())) < len(keys):
         names, counts = np.unique(keys.astype(str), return_counts=True)
         raise UserError(
-            f"cell {names[counts.argmax()]!r} is in the tokens twice",
+            f"cell {str(names[counts.argmax()])!r} is in the tokens twice",
             fix="give each file once, and several datasets as NAME=PATH",
         )
     return keys

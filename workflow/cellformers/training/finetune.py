@@ -18,6 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 
 from cellformers.errors import UserError
@@ -46,6 +47,7 @@ from cellformers.training.fitting import (
     task_weights,
 )  # fmt: skip
 from cellformers.training.optimiser import check_schedule
+from cellformers.training.places import check_output
 from cellformers.training.problem import Limits, Problem, outputs, prepare
 from cellformers.training.settings import Settings
 from cellformers.training.sides import HELDOUT, TEST, TRAIN, SplitSpec
@@ -181,6 +183,7 @@ def finetune(
         If tokens, labels, model and settings don't go together; the message says which and why.
     """
     output = Path(output)
+    check_output(output)
     work = Path(work) if work is not None else output.parent / f".training-{output.name}"
     source = _open(model, settings, accelerator=accelerator, backend=backend, adapter=adapter)
     files = by_dataset(tokens)
@@ -326,6 +329,8 @@ def _answers(
         network, wanted=wanted, dtype=DTYPES[settings.precision], threads=threads, batch_tokens=batch_tokens
     ) as run:
         found = outputs(problem, run, cells, sides)
+    if not np.isfinite(found.logits).all():  # weights that are finite still, but too large to compute with
+        raise UserError("the predictions are no longer finite", fix="lower the learning rate")
     if problem.kind == "genes":
         return answers_about_genes(problem, found, source.vocabulary)
     return answers_about_cells(problem, found, datasets=datasets)

@@ -87,9 +87,10 @@ def loss_weights(problem: Problem, settings: Settings) -> list[Array]:
 def task_weights(problem: Problem, settings: Settings) -> list[float]:
     """Weight of each task in the loss, of sum 1."""
     given = settings.task_weights or (1.0,) * len(problem.names)
-    if len(given) != len(problem.names) or min(given) < 0 or sum(given) <= 0:
+    if len(given) != len(problem.names) or not all(0 <= w < math.inf for w in given) or not sum(given):
         raise UserError(
-            f"{len(given)} task weights for {len(problem.names)} tasks", fix="give one for each, none below 0"
+            f"{len(given)} task weights for {len(problem.names)} tasks: {', '.join(f'{w:g}' for w in given)}",
+            fix="give one for each, none below 0 and one above",
         )
     return [weight / sum(given) for weight in given]
 
@@ -262,6 +263,8 @@ def fit(
             if course.step % LOG_EVERY == 0 or measured or course.step == made.steps:
                 train_loss = _mean_loss(course)
                 figures = made.measure(HELDOUT, threads=threads) if measured else {}
+                if not math.isfinite(figures.get("loss", 0.0)):
+                    raise _diverged(f"the held-out loss is {figures['loss']}", course)
                 curve.add(_row(course, made, train_loss, figures))
                 course.rows, course.losses = curve.rows, []
                 if figures:
@@ -281,8 +284,12 @@ def _mean_loss(course: Course) -> float:
     """Of the steps since the last row; UserError where it is not finite."""
     mean = float(torch.stack(course.losses).mean())
     if not math.isfinite(mean):
-        raise UserError(f"the loss is {mean} at step {course.step}", fix="lower the learning rate")
+        raise _diverged(f"the loss is {mean}", course)
     return mean
+
+
+def _diverged(what: str, course: Course) -> UserError:
+    return UserError(f"{what} at step {course.step}", fix="lower the learning rate")
 
 
 def _is_measured(step: int, made: _Fit) -> bool:
@@ -337,7 +344,11 @@ class States:
         return time.monotonic() - self.saved > SECONDS_BETWEEN_STATES
 
     def save(self, course: Course, made: _Fit) -> None:
-        """Write the state."""
+        """Write the state; UserError, and the last good one stays, where the loss or a weight is not finite."""
+        if course.losses:
+            _mean_loss(course)
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in made.trained):
+            raise _diverged("a weight is no longer finite", course)
         now = {_NOW + name: tensor for name, tensor in adapter_state(made.network).items()}
         best = {_BEST + name: tensor for name, tensor in course.weights.items()}
         extra = {

@@ -170,10 +170,10 @@ def _check(settings: Settings) -> None:
         value = getattr(settings, name)
         if value is not None and not value > 0:
             raise UserError(f"{name} is {value:g}, not above 0")
-    for name in ("steps", "epochs", "weight_decay", "seed"):
+    for name in ("steps", "epochs", "learning_rate", "weight_decay", "seed"):
         value = getattr(settings, name)
-        if value is not None and not value >= 0:
-            raise UserError(f"{name} is {value:g}, below 0")
+        if value is not None and not 0 <= value < float("inf"):
+            raise UserError(f"{name} is {value:g}, not a number from 0")
     for name in ("beta1", "beta2"):
         if not 0 <= getattr(settings, name) < 1:
             raise UserError(f"{name} is {getattr(settings, name):g}, not from 0 to under 1")

@@ -37,6 +37,8 @@ from cellformers.training import distributed
 from cellformers.training.corpus import Corpus, open_corpus
 from cellformers.training.curves import Curve, as_tsv
 from cellformers.training.distributed import World, together
+from cellformers.training.optimiser import check_schedule
+from cellformers.training.places import check_output
 from cellformers.training.presets import PRESETS, Settings, assumptions, resolve
 from cellformers.training.pretrain_loop import COLUMNS, Checkpoints, Data, Training, heldout_loss
 from cellformers.training.state import has_state, load_state
@@ -115,6 +117,7 @@ def pretrain(
         with together(world):
             settings = resolve(preset, options)
             _check_share(settings, world)
+            check_output(output)
             every = _cadence(checkpoint_every)
             words, vocabulary = _vocabulary(vocabulary_dir, start, preset)
             for path in tokens:
@@ -130,6 +133,8 @@ def pretrain(
         stack.enter_context(_torch_settings(threads, world))
         model = _initial(config, data, start, world, backend=backend)
         steps = data.n_steps()
+        with together(world):  # of epochs the number of steps is known only now
+            check_schedule(schedule=settings.schedule, warmup=settings.warmup, steps=steps)
         made_with = _parameters(replace(settings, steps=steps), config)
         inputs = {"tokens": corpus.digest, "vocabulary": vocabulary.digest}
         if start is not None:

@@ -300,6 +300,9 @@ class Training:
 
     def _add_row(self, step: int) -> None:
         held = heldout_loss(self.model, self.data, self.world) if step in self.measured else None
+        if held is not None and not math.isfinite(held):
+            error = UserError(f"the held-out loss is {held} at step {step}", fix="lower the learning rate")
+            refuse(self.world, error)
         mean = float(torch.stack(self.losses).mean())
         self.losses = []
         values = (step, self.tokens, self._rate(step), mean, held)

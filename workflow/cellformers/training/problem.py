@@ -198,10 +198,12 @@ def _of_cells(
     keys = read_keys(files)
     row_of = {key: row for row, key in enumerate(targets.keys.tolist())}
     row = np.array([row_of.get(key, -1) for key in keys], dtype=np.int64)
+    if not len(keys):
+        raise UserError("the tokens hold no cell", fix="tokenize some first")
     if not (row >= 0).any():
         raise UserError(
             f"none of the {len(targets):,} labelled cells is in the tokens (labels name {targets.keys[0]!r}, "
-            f"cells are called {keys[0]!r})" if len(keys) else "the tokens hold no cell",
+            f"cells are called {keys[0]!r})",
             fix="name the column of cell ids with --key",
         )  # fmt: skip
     cells = np.flatnonzero(row >= 0)

@@ -240,7 +240,7 @@ def _from_lists(content: Mapping[str, Any], path: Path) -> dict[str, str]:
     """{name: side} of {"train": [...], "heldout": [...], "test": [...]}; UserError where a name is on two sides."""
     result: dict[str, str] = {}
     for word, names in content.items():
-        if word.lower() not in SPELLINGS or not isinstance(names, list):
+        if not isinstance(names, list) or word == "notes":  # split.json of a training holds more than sides
             continue
         for name in map(str, names):
             before = result.setdefault(name, word)
@@ -301,8 +301,11 @@ def _benchmark_fold(
     if spec.fold is None:
         raise UserError(f"has {len(folds)} folds", path=path, fix="say which with --fold, from 1")
     if not 1 <= spec.fold <= len(folds):
-        raise UserError(f"has no fold {spec.fold}", path=path, fix=f"choose 1 to {len(folds)}")
+        fix = f"choose 1 to {len(folds)}" if folds else "make the split again"
+        raise UserError(f"has no fold {spec.fold}", path=path, fix=fix)
     fold, by = folds[spec.fold - 1], content.get("by")
+    if not isinstance(fold, dict) or not isinstance(fold.get("test"), list):
+        raise UserError(f"fold {spec.fold} has no list 'test'", path=path, fix="make the split again")
     if content.get("label") not in (*targets.names, None):
         raise UserError(
             f"is a split for the label {content['label']!r}, not {', '.join(targets.names)}", path=path,

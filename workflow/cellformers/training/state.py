@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cellformers.errors import UserError
 from cellformers.io.files import atomic_path
 
 KEPT = 2  # should the last one be damaged, the one before it is there
@@ -61,6 +62,7 @@ def save_state(
 
     `network_state` may hold any tensors that don't share memory; `extra` and `settings` what JSON can express, with
     finite numbers. `settings` is everything that decides what the training gives, digests of inputs included.
+    UserError where the disk is full.
     """
     target = _folder(folder, settings)
     tensors = {_NETWORK + name: tensor for name, tensor in network_state.items()}
@@ -69,10 +71,13 @@ def save_state(
     header = {"step": step, "extra": dict(extra), "settings": dict(settings)}
     path = target / f"step-{step:012d}.safetensors"
     with atomic_path(path) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary, metadata={"state": json.dumps(header, allow_nan=False)},
-        )  # fmt: skip
+        try:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                temporary, metadata={"state": json.dumps(header, allow_nan=False)},
+            )  # fmt: skip
+        except SafetensorError as error:
+            raise UserError(f"can't be written ({error})", path=path, fix="make room") from error
     for old in _files(target)[KEPT:]:
         old.unlink(missing_ok=True)
     return path

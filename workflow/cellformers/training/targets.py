@@ -132,10 +132,14 @@ def read_cell_targets(
     Raises
     ------
     UserError
-        If a column is missing, a cell is there twice, or no cell has a label (and a unit, where one is asked for).
+        If a column is missing or named twice, a cell is there twice, or no cell has a label (and a unit, where one is
+        asked for).
     """
     if not labels:
         raise UserError("no column of labels", fix="name one with --label")
+    twice = next((name for name, n in Counter(labels).items() if n > 1), None)
+    if twice is not None:
+        raise UserError(f"label {twice!r} is given twice", fix="give each --label once")
     if not isinstance(tables, Mapping):
         tables = {"": tables}
     extra = [name for name in (unit, side) if name is not None]

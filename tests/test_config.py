@@ -148,8 +148,32 @@ def test_models_of_one_line_read_one_vocabulary() -> None:
         )
     )
     assert [loaded.vocabulary_of(name) for name in loaded.models] == ["gc104M"] * 3 + ["own"]
-    assert loaded.finetuned_on("tuned") == {"mine"}
-    assert not loaded.finetuned_on("further")
+
+
+def test_what_a_model_was_taught_is_told() -> None:
+    tuned = {"model": "m", "datasets": ["mine"], "label": "x"}
+    loaded = config.load(
+        {
+            "datasets": {name: {"path": f"{name}.h5ad"} for name in ("mine", "other")},
+            "models": {
+                "m": {"path": "m"},
+                "cells": {"finetune": tuned},
+                "genes": {"finetune": {**tuned, "task": "genes", "labels": "genes.csv"}},
+                "later": {"pretrain": {"continue_from": "genes"}},
+            },
+            "benchmarks": {
+                "same": {"task": "cells", "train": ["mine"], "label": "y"},
+                "transfer": {"task": "cells", "train": ["other"], "test": ["mine"], "label": "y"},
+                "elsewhere": {"task": "cells", "train": ["other"], "label": "x"},
+                "dosage": {"task": "genes", "dataset": "other", "labels": {"path": "genes.csv"}},
+            },
+        }
+    )
+    seen = {
+        model: [name for name, spec in loaded.benchmarks.items() if loaded.taught(model, spec)]
+        for model in loaded.models
+    }
+    assert seen == {"m": [], "cells": ["same", "transfer"], "genes": ["dosage"], "later": ["dosage"]}
 
 
 def test_config_that_is_not_a_mapping(tmp_path: Path) -> None:

@@ -130,9 +130,10 @@ def benchmark_embeddings(benchmark):
     needed = set(spec.train + (spec.test or [])) if cells else {spec.dataset}
     if spec.embeddings is not None:
         return list(spec.embeddings)
-    seen = {name: CONFIG.finetuned_on(spec.model) for name, spec in CONFIG.embeddings.items()}
     return [
-        name for name in CONFIG.embeddings if needed <= set(datasets_of(name)) and not needed & seen[name]
+        name
+        for name, embedding in CONFIG.embeddings.items()
+        if needed <= set(datasets_of(name)) and not CONFIG.taught(embedding.model, spec)
     ]
 
 

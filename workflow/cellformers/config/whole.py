@@ -76,10 +76,17 @@ class Config(Section):
         spec = self.models[first]
         return spec.vocabulary or registered_models().get(spec.checkpoint or "", first)
 
-    def finetuned_on(self, model: str) -> set[str]:
-        """Datasets whose labels a model has seen."""
-        specs = [self.models[name].finetune for name in self.lineage(model)]
-        return {dataset for spec in specs if spec is not None for dataset in spec.datasets}
+    def taught(self, model: str, benchmark: CellBenchmark | GeneBenchmark) -> str | None:
+        """What of a benchmark's answers a model has seen in fine-tuning, in words; None where nothing.
+
+        Labels of cells are those of a dataset. Labels of genes are the same whatever the cells they were learnt on.
+        """
+        specs = [spec for name in self.lineage(model) if (spec := self.models[name].finetune) is not None]
+        if isinstance(benchmark, GeneBenchmark):
+            return "labels of genes" if any(spec.task == "genes" for spec in specs) else None
+        cells = {dataset for spec in specs if spec.task != "genes" for dataset in spec.datasets}
+        seen = sorted(cells & {*benchmark.train, *(benchmark.test or ())})
+        return f"labels of {seen[0]}" if seen else None
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -152,10 +159,10 @@ class Config(Section):
             )
             for embedding_name in benchmark.embeddings or ():
                 scope = self.embeddings[embedding_name].datasets
-                seen = self.finetuned_on(self.embeddings[embedding_name].model) & set(needed)
+                seen = self.taught(self.embeddings[embedding_name].model, benchmark)
                 if seen:
                     raise ValueError(
-                        f"{where}: the model of embedding {embedding_name} was fine-tuned on labels of {min(seen)}, "
+                        f"{where}: the model of embedding {embedding_name} was fine-tuned on {seen}, "
                         "so its scores there would say nothing"
                     )
                 missing = [d for d in needed if scope is not None and d not in scope]

@@ -133,3 +133,11 @@ def test_mistakes_end_with_one_line(house: Path, tmp_path: Path, options: list[s
     assert ran.code == 2
     assert words in ran.err.splitlines()[-1]
     assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["e.csv", "e.h5ad", "e.tsv.gz"])
+def test_a_shard_has_no_name_of_another_format(house: Path, tmp_path: Path, name: str) -> None:
+    ran = run("embed", house / "tokens.parquet", "--model", house / "model", "-o", tmp_path / name)
+    assert ran.code == 2
+    assert "embed writes a shard, in Parquet; give -o e.parquet" in ran.err
+    assert files_in(tmp_path) == []

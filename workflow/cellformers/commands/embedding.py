@@ -39,6 +39,9 @@ Cells = Annotated[
 Mode = Annotated[
     str | None, typer.Option("--mode", help="cls, cell or gene; default: cls where there is <cls>.")
 ]
+CellMode = Annotated[
+    str | None, typer.Option("--mode", help="cls or cell; default: cls where there is <cls>.")
+]
 Shards = Annotated[list[Path], typer.Argument(metavar="SHARD...", help="Files of earlier steps, in order.")]
 
 
@@ -94,6 +97,11 @@ def embed(
     if genes is not None and not occurrences:
         raise UserError("--genes are for --occurrences", fix="give both, or choose among the means later")
     wanted = read_where(where, cells) if where and cells else dict.fromkeys(where or (), ())
+    if output.suffix in (".h5ad", ".csv", ".tsv", ".gz"):
+        raise UserError(
+            "embed writes a shard, in Parquet", path=output,
+            fix=f"give -o {output.name.split('.')[0]}.parquet, and make {output.suffix} of it with gather",
+        )  # fmt: skip
     model = find_model(model)
     choice = choose_cells(tokens, cells=cells, where=wanted, max_cells=max_cells, seed=seed)
     total = embedding.count_chosen(tokens, choice)
@@ -198,7 +206,7 @@ def embed_file(
     model: ModelFolder,
     output: opt.Output,
     name: Annotated[str | None, typer.Option(help="Name of the embedding (default: of the model).")] = None,
-    mode: Mode = None,
+    mode: CellMode = None,
     layer: Layer = -1,
     dtype: Dtype = "float32",
     backend: Backend = "auto",

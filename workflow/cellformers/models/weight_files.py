@@ -187,4 +187,5 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
         try:
             save_file(dict(tensors), temporary, metadata={"format": "pt"})
         except SafetensorError as error:
-            raise UserError(f"can't be written ({error})", path=path, fix="make room") from error
+            reason = str(error).replace(str(temporary), Path(path).name)
+            raise UserError(f"can't be written ({reason})", path=path, fix="make room") from error

@@ -882,3 +882,13 @@ def test_import_of_a_model_with_too_small_a_vocabulary_asks(house: Path, tmp_pat
     assert "tokens more than the vocabulary has" in ran.err
     ran = run("import-model", house / "model", "-o", tmp_path / "same")
     assert (ran.code, ran.err) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocabulary/vocabulary.json"])
+def test_no_file_of_a_model_is_written_over(tmp_path: Path, name: str) -> None:
+    model = make_model(tmp_path / "m", make_vocabulary())
+    before = (model / name).read_bytes()
+    ran = run("verify", model, "-o", model / name)
+    assert ran.code == 2
+    assert "is the input, which is never changed; choose another --output" in ran.err
+    assert (model / name).read_bytes() == before

@@ -54,7 +54,7 @@ def _sparing(verb: Callable[..., None]) -> Callable[..., None]:
         output = values.get("output")
         if isinstance(output, Path) and output.exists():
             for path in _inputs(values):
-                if path.exists() and path.samefile(output):
+                if path.exists() and (path.samefile(output) or _is_part(output, path)):
                     raise UserError(
                         "is the input, which is never changed", path=output,
                         fix="choose another --output",
@@ -62,6 +62,14 @@ def _sparing(verb: Callable[..., None]) -> Callable[..., None]:
         verb(**values)
 
     return run
+
+
+def _is_part(output: Path, model: Path) -> bool:
+    """Whether a file is what a model folder is made of."""
+    inside = (model / "config.json").is_file() and output.resolve().is_relative_to(model.resolve())
+    return inside and (
+        output.name in ("config.json", "model.safetensors") or output.parent.name == "vocabulary"
+    )
 
 
 def _inputs(values: dict[str, Any]) -> Iterator[Path]:

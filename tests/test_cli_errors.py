@@ -695,24 +695,29 @@ VERBS_THAT_WRITE = (
 )  # fmt: skip
 
 
+def named(verb: str) -> str:
+    """An output by a name that suits the verb."""
+    return "e.h5ad" if verb == "embed-file" else "result"
+
+
 @pytest.mark.parametrize("verb", VERBS_THAT_WRITE)
 def test_a_file_is_in_the_way_of_the_folder(tmp_path: Path, house: Path, refused: Refused, verb: str) -> None:
     way = tmp_path / "way"
     way.write_text("mine")
-    output = way / ("e.h5ad" if verb == "embed-file" else "result")
+    output = way / named(verb)
     refused(verb, *writers(house)[verb], "-o", output, names=way, says=("can't write here", "--output"))
     assert way.read_text() == "mine"
 
 
 @pytest.mark.parametrize("verb", VERBS_THAT_WRITE)
 def test_a_folder_that_may_not_be_written(house: Path, refused: Refused, verb: str) -> None:
-    output = Path("/proc/cellformers/e.h5ad")
+    output = Path("/proc/cellformers") / named(verb)
     refused(verb, *writers(house)[verb], "-o", output, names="/proc/cellformers", says=("can't write here",))
 
 
 @pytest.mark.parametrize("verb", ["tokenize", "embed", "embed-file", "medians", "split"])
 def test_a_folder_is_in_the_way_of_the_file(tmp_path: Path, house: Path, refused: Refused, verb: str) -> None:
-    way = tmp_path / "way.h5ad"
+    way = tmp_path / named(verb)
     way.mkdir()
     refused(verb, *writers(house)[verb], "-o", way, names=way, says=("is a folder", "--output"))
     assert list(tmp_path.iterdir()) == [way]

@@ -1,5 +1,6 @@
 # make demo   set up and run the quickstart; ends by saying where the report is
 # make test   set up, check style and types, run every test
+# make rehearsal   run the published benchmarks on small simulated deposits, about ten minutes
 # make clean  remove the results of the demo
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_PIN := $(shell grep '^torch==' envs/constraints.txt)
 
-.PHONY: demo test lint install install-test clean
+.PHONY: demo test rehearsal lint install install-test clean
 
 demo: install
 	$(BIN)/snakemake --cores $(CORES) --configfile config/config.yaml
@@ -21,6 +22,9 @@ demo: install
 test: install-test
 	$(MAKE) lint
 	$(BIN)/pytest -q -n $(CORES) --dist loadfile $(PYTEST_OPTIONS)
+
+rehearsal: install-test
+	CORES=$(CORES) $(BIN)/pytest -q tests/rehearsal $(PYTEST_OPTIONS)
 
 lint: install-test
 	$(BIN)/ruff check .

@@ -1,5 +1,4 @@
-# cellformers: from raw single-cell counts to benchmarked embeddings.
-# `snakemake --cores 2` runs config/config.yaml; `--configfile FILE` runs yours. Rules call the `cellformers` command.
+# cellformers: `snakemake --cores 2` runs config/config.yaml, `--configfile FILE` yours. Rules call the command line.
 from snakemake.utils import min_version
 
 min_version("9.19")
@@ -23,6 +22,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/helpers.smk"
 include: "workflow/rules/inputs.smk"
 include: "workflow/rules/trained.smk"
+include: "workflow/rules/deposits.smk"
 include: "workflow/rules/counts.smk"
 include: "workflow/rules/qc.smk"
 include: "workflow/rules/vocabulary.smk"
@@ -31,6 +31,7 @@ include: "workflow/rules/models.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/embed.smk"
 include: "workflow/rules/methods.smk"
+include: "workflow/rules/scoring.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/reporting.smk"
 include: "workflow/rules/report.smk"
@@ -45,5 +46,4 @@ rule all:
         scores="<results>/benchmarks.tsv",
         embeddings=all_embeddings(),
         columns=all_columns(),
-        states=all_states(),
-        predictions=all_predictions(),
+        more=[*all_states(), *all_predictions()],

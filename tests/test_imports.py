@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "workflow" / "cellformers"
 ORDER = [
     "errors", "revisions", "progress", "resources", "config", "config_docs", "io", "vocabulary", "genes", "counts",
-    "qc", "doublets", "histograms", "medians", "ranking", "tokens", "metrics", "folds", "selection", "vectors",
-    "models", "registry", "embedding", "gene_embedding", "occurrences", "summaries", "gather", "embed_file", "api",
-    "training", "verify", "evaluate", "simulate", "maps", "plots", "report", "doctor", "commands", "cli",
+    "folds", "selection", "qc", "doublets", "histograms", "medians", "ranking", "tokens", "metrics", "vectors",
+    "models", "registry", "deposits", "embedding", "gene_embedding", "occurrences", "summaries", "gather", "embed_file",
+    "api", "training", "verify", "evaluate", "simulate", "maps", "plots", "report", "doctor", "commands", "cli",
 ]  # fmt: skip
 
 
@@ -59,6 +59,7 @@ def test_modules_stay_readable(path: Path) -> None:
         ("cellformers.tokens", ("torch", "pandas", "anndata", "scanpy")),
         ("cellformers.embedding", ("anndata", "scanpy", "pydantic", "pandas", "typer", "h5py", "matplotlib")),
         ("cellformers.registry", ("torch", "requests", "yaml", "pandas", "anndata")),
+        ("cellformers.deposits", ("torch", "requests", "yaml", "pandas", "anndata")),
         (
             "cellformers.training.search",
             ("optuna", "peft", "transformers", "pydantic", "pandas", "sklearn", "yaml"),

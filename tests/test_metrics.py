@@ -106,3 +106,52 @@ def test_gene_intervals_cover_the_true_auc() -> None:
         low, high = metrics.percentile_interval(values)
         covered += low <= 0.7602 <= high
     assert 86 <= covered <= 100
+
+
+def test_macro_precision_and_recall_equal_scikit_learn() -> None:
+    rng = np.random.default_rng(1)
+    label, predicted = rng.integers(0, 4, 200), rng.integers(0, 3, 200)  # class 3 is never predicted
+    counts = metrics.confusion(label, predicted, 4)
+    for own, name in ((metrics.macro_precision, "precision_score"), (metrics.macro_recall, "recall_score")):
+        expected = getattr(reference, name)(label, predicted, average="macro", zero_division=0)
+        assert own(counts) == pytest.approx(expected)
+    both = np.stack([counts, counts.T])
+    assert metrics.macro_precision(both)[0] == pytest.approx(float(metrics.macro_precision(counts)))
+    absent = np.array([[8, 0, 2], [5, 0, 0], [0, 0, 0]])  # c is predicted, but no test label
+    assert metrics.macro_precision(absent) == pytest.approx(8 / 13 / 2)
+    assert metrics.macro_recall(absent) == pytest.approx(0.8 / 2)
+
+
+def test_class_auc_equals_scikit_learn() -> None:
+    rng = np.random.default_rng(2)
+    label = rng.integers(0, 3, 300)
+    probability = rng.dirichlet(np.ones(3), 300) + np.eye(3)[label] * 0.2
+    probability /= probability.sum(axis=1, keepdims=True)
+    expected = reference.roc_auc_score(label, probability, multi_class="ovr", average="macro")
+    assert metrics.class_auc(label, probability) == pytest.approx(expected)
+    two = probability[:, :2]
+    assert metrics.class_auc(label == 1, two) == pytest.approx(reference.roc_auc_score(label == 1, two[:, 1]))
+    assert np.isnan(metrics.class_auc(np.zeros(5, dtype=int), two[:5]))
+    wider = np.concatenate(
+        [probability, np.zeros((300, 1))], axis=1
+    )  # a class without test labels counts nowhere
+    assert metrics.class_auc(label, wider) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_auc_of_resampled_units_is_that_of_their_cells(n_classes: int) -> None:
+    rng = np.random.default_rng(3)
+    unit = np.sort(rng.integers(0, 7, 400))
+    label = rng.integers(0, n_classes, 400)
+    probability = np.round(rng.dirichlet(np.ones(n_classes), 400), 2)  # with ties
+    draws = metrics.unit_draws(7, seed=5, resamples=20)
+    expected = [
+        metrics.class_auc(np.repeat(label, d[unit]), np.repeat(probability, d[unit], axis=0)) for d in draws
+    ]
+    ask = {"unit": unit, "seed": 5, "resamples": 20}
+    assert np.allclose(metrics.resample_class_auc(label, probability, **ask), expected, atol=1e-12)
+    rough = metrics.resample_class_auc(label, probability, levels=64, **ask)
+    assert np.abs(rough - expected).max() < 0.01
+    if n_classes == 2:  # units of one label: resamples that draw one label only have no value
+        alone = metrics.resample_class_auc((unit > 5).astype(int), probability, **ask)
+        assert 0 < len(alone) < 20

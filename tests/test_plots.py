@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cellformers import plots
-from cellformers.plots import style
+from cellformers.plots import scores, style
 
 RNG = np.random.default_rng(0)
 N = 200
@@ -44,10 +44,19 @@ DRAW: dict[str, Callable[[Path], None]] = {
     "loss": lambda stem: plots.loss_curve(STEPS, LOSS, HELDOUT, stem, unigram_entropy=6),
     "umap": lambda stem: plots.umap_categories(XY, NAMES, stem, title="Cell type", numbered=True),
     "forest": lambda stem: plots.forest(
-        SCORES, stem, title="Cell types", xlabel="Macro F1", published=[("published 0.9", 0.9)], chance=0.1
+        SCORES, stem, title="Cell types", xlabel="Macro F1", chance=0.1,
+        published=[plots.Published("published 0.9", 0.9), plots.Published("published 0.8 ± 0.02", 0.8, 0.02)],
     ),
     "confusion": lambda stem: plots.confusion(np.eye(3) * 9 + 1, ["a", "b", "c"], stem, title="Confusion matrix"),
     "roc": lambda stem: plots.roc(CURVES, stem, title="ROC"),
+    "precision-recall": lambda stem: plots.precision_recall(CURVES, stem, title="PR", share=0.3),
+    "tiles": lambda stem: plots.grid([[0.1, 0.9], [0.5, np.nan]], ["a", "b"], ["x", "y"], stem, title="Tiles"),
+    "dots": lambda stem: plots.grid(
+        [[0.1, 0.9], [0.5, np.nan]], ["a", "b"], ["x", "y"], stem, title="Dots", dots=True, bold=[True, False]
+    ),
+    "plane": lambda stem: plots.plane(
+        [plots.Pair(s.name, s.kind, s.value, 1 - s.value) for s in SCORES], stem, title="P", xlabel="x", ylabel="y"
+    ),
     "runtime": lambda stem: plots.runtime_bars(
         ["ingest", "embed"], [3, 4000], [200, np.nan], stem, title="Cost of the run"
     ),
@@ -190,3 +199,38 @@ def test_numbers_are_short() -> None:
     assert style.duration(3960) == "1 h 6 min"
     assert style.shorten("a  b\nc") == "a b c"
     assert style.shorten("abcdefghij", 5) == "abcd…"
+
+
+def test_published_numbers_are_lines_and_their_deviations_bands(tmp_path: Path) -> None:
+    published = [
+        plots.Published("published 0.91 ± 0.02", 0.91, 0.02),
+        plots.Published("published 0.89", 0.89),
+    ]
+    plots.forest(SCORES, tmp_path / "f", title="T", xlabel="AUC", published=published)
+    text = words_of(tmp_path / "f.svg")
+    assert "published 0.91 ± 0.02" in text
+    assert "published 0.89" in text
+    assert "± its standard deviation" in text
+    plots.forest(SCORES, tmp_path / "g", title="T", xlabel="AUC", published=published[1:])
+    assert "deviation" not in words_of(tmp_path / "g.svg")
+
+
+def test_long_names_have_two_lines() -> None:
+    assert scores.two_lines("small") == "small"
+    assert (
+        scores.two_lines("a-network-with-a-long-name, fine-tuned")
+        == "a-network-with-a-long-name,\nfine-tuned"
+    )
+    assert scores.two_lines("PCA of " * 12).endswith("…")
+
+
+@pytest.mark.parametrize("dots", [False, True])
+def test_a_grid_writes_few_values_only(dots: bool, tmp_path: Path) -> None:
+    values = RNG.uniform(0.5, 1, (3, 40))
+    names = [f"donor {i}" for i in range(40)]
+    plots.grid(values[:, :3], ["a", "b", "c"], names[:3], tmp_path / "few", title="T", dots=dots)
+    assert f"{values[1, 2]:.2f}" in words_of(tmp_path / "few.svg")
+    plots.grid(values, ["a", "b", "c"], names, tmp_path / "many", title="T", dots=dots)
+    assert f"{values[1, 2]:.2f}" not in words_of(tmp_path / "many.svg").replace("from", "").split("donor")[0]
+    plots.grid(np.full((2, 2), np.nan), ["a", "b"], ["x", "y"], tmp_path / "none", title="T", dots=dots)
+    plots.grid(np.full((2, 2), 0.5), ["a", "b"], ["x", "y"], tmp_path / "same", title="T", dots=dots)

@@ -212,6 +212,142 @@ def test_distributions_for_figures(tmp_path):
     )
 
 
+def organs(n: int = 40) -> dict[str, list]:
+    """Half heart, a quarter liver and lung each; day as numbers."""
+    return {"organ": ["heart", "liver", "heart", "lung"] * (n // 4), "day": [1.0, 2.0] * (n // 2)}
+
+
+def test_thresholds_are_those_of_the_selected_cells(tmp_path):
+    X = counts(80)
+    X[1::4] *= 30  # liver: cells that would spoil every mean
+    excluded = [None] * 80
+    excluded[0], excluded[4], excluded[5] = "chimpanzee", "no label", "no label"
+    X[0] *= 50
+    table, summary = run(
+        tmp_path, X, obs={**organs(80), "excluded": excluded}, where={"organ": ["heart", "lung"]}, n_sd=2
+    )
+    selected = np.array(
+        [o != "liver" and e is None for o, e in zip(organs(80)["organ"], excluded, strict=True)]
+    )
+    n = X.sum(1)
+    mito = X[:, :2].sum(1) / n
+    ok = selected.copy()
+    for values in (n, mito):
+        ok &= abs(values - values[selected].mean()) <= 2 * values[selected].std()
+    assert table["qc_pass"].to_pylist() == ok.tolist()
+    assert table.num_rows == 80
+    criteria = summary["criteria"]
+    assert list(criteria)[:3] == ["where", "excluded: chimpanzee", "excluded: no label"]
+    assert [criteria[name] for name in list(criteria)[:3]] == [{"n_fail": 20}, {"n_fail": 1}, {"n_fail": 1}]
+    assert criteria["n_counts"]["mean"] == pytest.approx(n[selected].mean())
+    assert (
+        criteria["n_counts"]["n_fail"]
+        == (abs(n - n[selected].mean())[selected] > 2 * n[selected].std()).sum()
+    )
+    assert (summary["n_selected"], summary["n_pass"]) == (58, int(ok.sum()))
+    assert table.column_names == [
+        "cell_id", "n_counts", "n_genes", "mito_fraction", "qc_pass", "organ", "day", "excluded"
+    ]  # fmt: skip
+    assert table["excluded"].to_pylist() == excluded
+    shown = distributions(tmp_path / "cells.parquet", tmp_path / "thresholds.json")["n_counts"]
+    assert shown.values.tolist() == n[selected].tolist()
+    assert shown.passes.tolist() == ok[selected].tolist()
+
+
+def test_conditions_on_several_columns_are_all_required(tmp_path):
+    where = {"day": ["1"], "organ": ["heart"]}
+    table, summary = run(tmp_path / "a", counts(), obs=organs(), where=where, method="none", min_genes=0)
+    assert table["qc_pass"].to_pylist() == [o == "heart" for o in organs()["organ"]]
+    assert summary["parameters"]["where"] == where
+    reverse = {"organ": ["heart", "heart"], "day": ["1"]}
+    _, again = run(tmp_path / "b", counts(), obs=organs(), where=reverse, method="none", min_genes=0)
+    assert again == summary
+    with pytest.raises(UserError, match=r"no column 'orgn'.*did you mean 'organ'"):
+        run(tmp_path / "c", counts(), obs=organs(), where={"orgn": ["heart"]})
+    with pytest.raises(UserError, match=r"no cell has organ 'hart'.*did you mean 'heart'"):
+        run(tmp_path / "c", counts(), obs=organs(), where={"organ": ["heart", "hart"]})
+    with pytest.raises(UserError, match=r"no cell passes QC .where removes 40 of 40"):
+        run(tmp_path / "c", counts(), obs=organs(), where={"organ": ["heart"], "day": ["2"]})
+
+
+def test_the_reason_that_took_most_is_told_first(tmp_path):
+    obs = {**organs(), "excluded": [None, "late", "mixed", "late"] * 10}
+    with pytest.raises(
+        UserError, match=r"QC .excluded: late removes 20 of 40, excluded: mixed removes 10 of 40, n_g"
+    ):
+        run(tmp_path, counts(), obs=obs, min_genes=61)
+    assert not (tmp_path / "cells.parquet").exists()
+
+
+def test_what_the_column_excluded_may_hold(tmp_path):
+    every = {"method": "none", "min_genes": 0}
+    table, summary = run(tmp_path / "none", counts(), obs={"excluded": [np.nan] * 40}, **every)
+    assert all(table["qc_pass"].to_pylist())
+    assert list(summary["criteria"]) == ["n_genes"]
+    table, summary = run(tmp_path / "flags", counts(), obs={"excluded": [True, False] * 20}, **every)
+    assert table["qc_pass"].to_pylist() == [False, True] * 20
+    assert summary["criteria"]["excluded: yes"] == {"n_fail": 20}
+    category = pd.Categorical(["", "x", "y", "x"] * 10)
+    table, summary = run(tmp_path / "category", counts(), obs={"excluded": category}, **every)
+    assert table["qc_pass"].to_pylist() == [True, False, False, False] * 10
+    assert summary["criteria"]["excluded: x"] == {"n_fail": 20}
+    with pytest.raises(UserError, match=r"'excluded' holds int64, no reasons.*give the column another name"):
+        run(tmp_path / "numbers", counts(), obs={"excluded": [0, 1] * 20}, **every)
+
+
+def test_so_many_cells_are_drawn_whatever_the_shards_and_the_order(tmp_path):
+    X = counts(60)
+    obs = organs(60)
+    X[2, 3:] = 0
+    drawn = {}
+    for shards in (1, 3):
+        table, summary = run(
+            tmp_path / str(shards), X, shards=shards, obs=obs, where={"organ": ["heart"]}, max_cells=7, seed=3
+        )
+        drawn[shards] = (tmp_path / str(shards) / "cells.parquet").read_bytes()
+    assert drawn[1] == drawn[3]
+    kept = table.filter(table["qc_pass"])
+    assert kept.num_rows == summary["n_pass"] == 7
+    assert set(kept["organ"].to_pylist()) == {"heart"}
+    assert kept["n_genes"].to_numpy().min() >= 7
+    assert table["cell_id"].to_pylist() == [f"c{i}" for i in range(60)]
+    all_but = summary["criteria"]["max_cells"]["n_fail"]
+    plain, before = run(tmp_path / "plain", X, obs=obs, where={"organ": ["heart"]})
+    assert all_but == before["n_pass"] - 7
+    assert before["criteria"] == {k: v for k, v in summary["criteria"].items() if k != "max_cells"}
+    flags, passes = table["qc_pass"].to_numpy(), plain["qc_pass"].to_numpy()
+    assert (flags <= passes).all()
+    others, _ = run(tmp_path / "seed", X, obs=obs, where={"organ": ["heart"]}, max_cells=7, seed=4)
+    assert others["qc_pass"].to_pylist() != table["qc_pass"].to_pylist()
+    _, summary = run(tmp_path / "many", X, obs=obs, max_cells=1000)
+    assert summary["criteria"]["max_cells"] == {"n_fail": 0}
+    with pytest.raises(UserError, match="can't keep 0 cells"):
+        run(tmp_path / "zero", X, max_cells=0)
+
+
+def test_the_draw_depends_on_names_not_on_rows(tmp_path):
+    def drawn(order):
+        names = [f"c{i}" for i in order]
+        table = pa.table({"cell_id": names, "n_counts": [5] * 30, "n_genes": [9] * 30,
+                          "mito_fraction": [0.0] * 30})  # fmt: skip
+        parameters = QCParameters(method="none", max_cells=8)
+        passed, _ = module._judge(table, np.ones(30, bool), parameters)
+        return {name for name, kept in zip(names, passed, strict=True) if kept}
+
+    assert drawn(range(30)) == drawn(np.random.default_rng(0).permutation(30))
+
+
+def test_most_genes_is_a_fixed_bound(tmp_path):
+    X = counts()
+    n_genes = (X > 0).sum(1)
+    high = int(np.sort(n_genes)[-5])
+    table, summary = run(tmp_path / "fixed", X, method="fixed", max_genes=high)
+    assert table["qc_pass"].to_pylist() == (n_genes <= high).tolist()
+    assert summary["criteria"]["n_genes"]["high"] == high
+    _, summary = run(tmp_path / "sd", X, max_genes=high)
+    assert summary["criteria"]["n_genes"]["high"] is None
+
+
 def populations(seed: int = 0):
     """Two cell types of 150 cells, and 30 cells that are one of each together."""
     rng = np.random.default_rng(seed)

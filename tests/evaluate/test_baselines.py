@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import scanpy
 import scipy.sparse as sp
+from token_files import make_vocabulary
 
 from cellformers.errors import UserError
-from cellformers.evaluate import baselines
+from cellformers.evaluate import baselines, rank_features
 from cellformers.evaluate.tables import Cells
+from cellformers.tokens import TokenBatch
 from cellformers.vocabulary import read_published
 
 
@@ -140,10 +142,71 @@ def test_broken_or_foreign_shards(build: Any, tmp_path: Path) -> None:
         baselines.read_counts([*good, *other])
     broken = tmp_path / "broken.h5ad"
     broken.write_bytes(good[0].read_bytes()[:700])
-    with pytest.raises(UserError, match="not a readable counts shard"):
+    with pytest.raises(UserError, match="is truncated"):
         baselines.read_counts([broken])
     with pytest.raises(UserError, match="no such file"):
         baselines.read_counts([tmp_path / "none.h5ad"])
+    with pytest.raises(UserError, match="cell 'a' is in two of the shards"):
+        baselines.read_counts([*good, *good])
+
+
+@pytest.mark.filterwarnings("ignore:Variable names")
+def test_only_the_cells_of_the_benchmark_are_kept(build: Any) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.poisson(1.0, (40, 12))
+    X[7, 10:] = 2_000_000_000  # of one gene, and together more than int32 holds
+    genes = [f"g{i:02d}" for i in range(11)]
+    files = build.counts([f"c{i}" for i in range(40)], [*genes, "g10"], X, shards=4)
+    wanted = np.array(["c31", "c7", "c8", "elsewhere"], dtype=object)
+    names, counts = baselines.read_counts(files, cells=wanted)
+    summed = np.concatenate([X[:, :10], X[:, 10:].sum(axis=1, keepdims=True)], axis=1)[[7, 8, 31]]
+    assert names.tolist() == ["c7", "c8", "c31"]
+    assert np.array_equal(counts.X.toarray(), summed)
+    assert counts.totals.tolist() == summed.sum(axis=1).tolist()
+    none, empty = baselines.read_counts(files, cells=wanted[3:])
+    assert len(none) == 0
+    assert empty.X.shape == (0, 11)
+
+
+def test_moments_of_many_cells_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = make_counts(100, 300)
+    rows, test = np.arange(70), np.arange(70, 100)
+    before = [f(counts, rows, test) for f in (lambda *a: baselines.pca_hvg(*a, seed=0), baselines.log_counts)]
+    monkeypatch.setattr(baselines, "ROWS", 16)
+    after = [f(counts, rows, test) for f in (lambda *a: baselines.pca_hvg(*a, seed=0), baselines.log_counts)]
+    for one, two in zip(before, after, strict=True):
+        assert all(np.allclose(a, b, atol=1e-8) for a, b in zip(one, two, strict=True))
+
+
+def test_ranks_of_genes_run_from_one_to_nothing() -> None:
+    vocabulary = make_vocabulary(5, special="v2")
+    special, gene = vocabulary.special_tokens, vocabulary.token_ids
+    cells = [
+        np.array([special["<cls>"], gene[3], gene[0], gene[4], gene[1], special["<eos>"]], dtype=np.int32),
+        np.array([special["<cls>"], special["<eos>"]], dtype=np.int32),
+        np.array([special["<cls>"], gene[2], special["<eos>"]], dtype=np.int32),
+    ]
+    offsets = np.cumsum([0, *map(len, cells)])
+    batch = TokenBatch(np.array(list("abc"), dtype=object), np.concatenate(cells), offsets)
+    ranks = rank_features.normalised_ranks(batch, np.ones(3, dtype=bool), vocabulary)
+    assert ranks.toarray().tolist() == [[0.75, 0.25, 0, 1, 0.5], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0]]
+    some = rank_features.normalised_ranks(batch, np.array([False, False, True]), vocabulary)
+    assert some.toarray().tolist() == [[0, 0, 1, 0, 0]]
+
+
+def test_rank_features_are_of_genes_that_training_cells_rank_high() -> None:
+    rng = np.random.default_rng(0)
+    dense = rng.random((40, 3000)) * (rng.random((40, 3000)) < 0.5)
+    dense[30:, 2500:] = 5  # of test cells: must not choose genes
+    dense[:30, 2999] = 0
+    ranks = sp.csr_matrix(dense.astype(np.float32))
+    train, test = np.arange(30), np.arange(30, 40)
+    a, b = rank_features.rank_only(ranks, train, test)
+    detected = (dense[:30] > 0).sum(axis=0) >= 10
+    best = np.sort(np.argsort(-np.where(detected, dense[:30].astype(np.float32).sum(axis=0), 0))[:2000])
+    assert a.shape == (30, 2000)
+    assert b.shape == (10, 2000)
+    assert np.allclose(np.sort(a.sum(axis=0)), np.sort(dense[:30][:, best].sum(axis=0)), atol=1e-4)
 
 
 def test_a_vocabulary_brings_symbols_and_ids_together(

@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sklearn import metrics as reference
+from token_files import make_vocabulary
 
 from cellformers.errors import UserError
+from cellformers.evaluate.cell_splits import make_cell_split
 from cellformers.evaluate.cells import evaluate_cells
-from cellformers.evaluate.splits import make_cell_split
-from cellformers.io.files import read_metadata
+from cellformers.io.files import read_metadata, stamp, write_table
 
 
 def run(tmp_path: Path, name: str = "score", **more: Any) -> dict[str, Any]:
@@ -213,14 +216,206 @@ def test_what_does_not_fit_is_refused_and_nothing_is_left(atlas: Any, build: Any
     refused("on both sides")
 
 
-def test_a_cell_split_that_hides_a_shared_donor_is_refused(atlas: Any, build: Any, tmp_path: Path) -> None:
-    """Folds by cell in a file that claims held-out donors: the donors of the cells decide, not the claim."""
+def test_splits_edited_to_leak_are_refused(atlas: Any, build: Any, tmp_path: Path) -> None:
+    """The donors of the cells decide, not what the file claims."""
     data = atlas()
+    path = tmp_path / "split.json"
     split_of(tmp_path, data, None)
-    content = json.loads((tmp_path / "split.json").read_text())
-    split_of(tmp_path, data, "donor")
-    held_out = json.loads((tmp_path / "split.json").read_text())
-    held_out |= {"by": "cell", "folds": content["folds"]}
-    (tmp_path / "split.json").write_text(json.dumps(held_out))
-    with pytest.raises(UserError, match="has cells on both sides"):
-        run(tmp_path, cells={"a": data.cells}, inputs={"a": build.vectors(data.ids, data.vectors)})
+    by_cell = json.loads(path.read_text())
+    split_of(tmp_path, data)
+    held_out = json.loads(path.read_text())
+
+    def refused(match: str, **edits: Any) -> None:
+        path.write_text(json.dumps(held_out | edits))
+        with pytest.raises(UserError, match=match):
+            run(tmp_path, cells={"a": data.cells}, inputs={"a": build.vectors(data.ids, data.vectors)})
+        assert not (tmp_path / "score.json").exists()
+
+    refused("claims to be 'held-out' by 'cell'", by="cell", folds=by_cell["folds"])
+    refused("has cells on both sides", kind="given", by="cell", folds=by_cell["folds"])
+    refused("has cells on both sides", kind="stratified", by="cell", folds=by_cell["folds"])
+    refused("has cells on both sides", kind="given", by="cell", folds=by_cell["folds"], shared_units=True)
+    refused(
+        "made from other cells, labels or units",
+        unit=None,
+        kind="stratified",
+        by="cell",
+        folds=by_cell["folds"],
+    )
+    twice = [fold | {"train": [*fold["train"], fold["test"][0]]} for fold in held_out["folds"]]
+    refused("on both sides of fold", folds=twice)
+    refused("fold 1 has no lists of names", folds=[{"name": "x", "train": "all", "test": "all"}])
+    refused("is in the test of two folds", folds=[held_out["folds"][0]] * 2)
+
+
+def cohort(
+    build: Any, *, n_donors: int, effect: float, signal: float, seed: int = 0, cells_each: int = 40
+) -> tuple[Path, list[Path]]:
+    """Donors, half of them ill, whose cells share a strong effect of their donor; and what illness adds to it."""
+    rng = np.random.default_rng(seed)
+    donor = np.repeat(np.arange(n_donors), cells_each)
+    ill = donor % 2
+    vectors = rng.normal(size=(len(donor), 10)) + effect * rng.normal(size=(n_donors, 10))[donor]
+    vectors[:, 0] += signal * ill
+    ids = [f"c{i}" for i in range(len(donor))]
+    cells = build.cells(
+        f"cohort{seed}", cell_id=ids, disease=np.array(["control", "ill"])[ill].tolist(),
+        donor=[f"d{d:02d}" for d in donor],
+    )  # fmt: skip
+    return cells, build.vectors(ids, vectors, name=f"cohort{seed}")
+
+
+def test_labels_of_donors_get_votes_and_an_auc(build: Any, tmp_path: Path) -> None:
+    cells, files = cohort(build, n_donors=12, effect=0.5, signal=6.0)
+    make_cell_split(cells={"a": cells}, label="disease", unit="donor", output=tmp_path / "split.json")
+    score = run(tmp_path, cells={"a": cells}, inputs={"a": files})
+    table = pq.read_table(tmp_path / "score.parquet").to_pandas()
+    found = score["metrics"]
+    for name in ("macro_f1", "accuracy", "macro_precision", "macro_recall", "auc", "unit_vote"):
+        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"], name
+        assert len(found[name]["folds"]) == 5
+        assert score["chance"][name] == pytest.approx(0.5)
+    expected = reference.roc_auc_score(table["label"] == "ill", table["probability:ill"])
+    assert found["auc"]["value"] == pytest.approx(expected, abs=1e-6)
+    assert found["auc"]["units"] is None  # a donor has one label
+    assert found["macro_recall"]["value"] == pytest.approx(
+        reference.recall_score(table["label"], table["predicted"], average="macro")
+    )
+    majority = table.groupby("unit")["predicted"].agg(lambda p: p.value_counts().index[0])
+    truth = table.groupby("unit")["label"].first()
+    assert found["unit_vote"]["value"] == pytest.approx((majority == truth).mean())
+    assert [(v["unit"], v["label"], v["predicted"]) for v in score["votes"]] == [
+        (u, truth[u], majority[u]) for u in truth.index
+    ]
+    for vote in score["votes"]:
+        of_unit = table[table["unit"] == vote["unit"]]
+        assert vote["cells"] == len(of_unit)
+        assert vote["share"]["ill"] == pytest.approx((of_unit["predicted"] == "ill").mean())
+
+
+def test_no_votes_where_a_unit_has_several_labels(atlas: Any, build: Any, tmp_path: Path) -> None:
+    data = atlas()
+    split_of(tmp_path, data)
+    score = run(tmp_path, cells={"a": data.cells}, inputs={"a": build.vectors(data.ids, data.vectors)})
+    assert score["votes"] is None
+    assert "unit_vote" not in score["metrics"]
+    assert score["metrics"]["auc"]["value"] > 0.95
+    assert set(score["metrics"]["auc"]["units"]) == set(data.donors)
+
+
+def test_diseases_are_permuted_over_donors_and_come_out_at_chance(build: Any, tmp_path: Path) -> None:
+    """Donors whose cells are all alike: what tells donors apart must not tell permuted labels apart."""
+    scores = []
+    for seed in range(6):
+        cells, files = cohort(build, n_donors=16, effect=3.0, signal=4.0, seed=seed, cells_each=20)
+        ask = {"cells": {"a": cells}, "inputs": {"a": files}}
+        make_cell_split(
+            cells={"a": cells}, label="disease", unit="donor", output=tmp_path / "split.json", seed=seed
+        )
+        control = run(tmp_path, permute=True, kind="control", **ask)
+        table = pq.read_table(tmp_path / "score.parquet").to_pandas()
+        assert (table.groupby("unit")["label"].nunique() == 1).all()
+        assert (
+            "labels permuted over 16 units (donor), each of which has one label: has to come out at chance"
+            in (control["notes"])
+        )
+        scores.append(
+            [
+                control["metrics"][m]["value"] - control["chance"][m]
+                for m in ("accuracy", "macro_f1", "unit_vote", "auc")
+            ]
+        )
+    assert np.mean(scores, axis=0).max() < 0.05
+    assert np.mean(scores) > -0.35
+
+
+def test_cell_types_are_permuted_over_cells(atlas: Any, build: Any, tmp_path: Path) -> None:
+    data = atlas()
+    split_of(tmp_path, data)
+    control = run(tmp_path, cells={"a": data.cells}, inputs={"a": build.vectors(data.ids, data.vectors)}, permute=True,
+                  kind="control")  # fmt: skip
+    assert "labels permuted over cells: has to come out at chance" in control["notes"]
+
+
+def test_transfer_across_platforms_that_share_lines(atlas: Any, build: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    cells, inputs = {}, {}
+    for number, name in enumerate(("drop", "dronc")):
+        day, line = np.repeat([0, 1], 60), np.tile(np.repeat(["p", "q", "r"][: 3 - number], 10), 6)[:120]
+        ids = [f"c{i}" for i in range(120)]
+        cells[name] = build.cells(name, cell_id=ids, day=day.tolist(), line=line.tolist())
+        vectors = rng.normal(size=(120, 5)) + 5 * day[:, None] + number
+        inputs[name] = build.vectors(ids, vectors, name=f"{name}-emb")
+    make_cell_split(
+        cells=cells, label="day", unit="line", train=["drop"], test=["dronc"], across=True, both_ways=False,
+        output=tmp_path / "split.json",
+    )  # fmt: skip
+    score = run(tmp_path, cells=cells, inputs=inputs)
+    assert score["split"]["names"] == ["drop to dronc: p", "drop to dronc: q"]
+    assert score["n"] == 120
+    assert score["metrics"]["accuracy"]["value"] > 0.9
+    assert set(score["metrics"]["accuracy"]["units"]) == {"p", "q"}
+    assert "2 units (line) are too few" in score["interval"]["note"]
+    assert set(pq.read_table(tmp_path / "score.parquet")["dataset"].to_pylist()) == {"dronc"}
+
+
+def token_shards(build: Any, data: Any, folder: Path, shards: int = 1) -> tuple[list[Path], Path]:
+    """Tokens of an atlas, genes by descending count, and their vocabulary."""
+    vocabulary = make_vocabulary(len(data.genes), special="v2")
+    if not (folder / "vocabulary").exists():
+        vocabulary.save(folder / "vocabulary")
+    special, paths = vocabulary.special_tokens, []
+    for number, rows in enumerate(np.array_split(np.arange(len(data.ids)), shards)):
+        cells = []
+        for row in rows:
+            order = np.argsort(-data.counts[row], kind="stable")[: (data.counts[row] > 0).sum()]
+            cells.append([special["<cls>"], *vocabulary.token_ids[order].tolist(), special["<eos>"]])
+        table = pa.table(
+            {
+                "cell_id": data.ids[rows].tolist(), "input_ids": pa.array(cells, pa.list_(pa.int32())),
+                "length": pa.array([len(c) for c in cells], pa.int32()),
+            }
+        )  # fmt: skip
+        path = folder / f"tokens-{shards}" / f"{number}.parquet"
+        write_table(
+            table, path, stamp("tokenize", 1, parameters={}, inputs={"vocabulary": vocabulary.digest})
+        )
+        paths.append(path)
+    return paths, folder / "vocabulary"
+
+
+def test_ranks_alone_find_the_types(atlas: Any, build: Any, tmp_path: Path) -> None:
+    data = atlas()
+    split_of(tmp_path, data)
+    scores = []
+    for shards in (1, 3):
+        files, vocabulary = token_shards(build, data, tmp_path, shards)
+        scores.append(run(tmp_path, cells={"a": data.cells}, features="rank_only", inputs={"a": files[::-1]},
+                          vocabulary=vocabulary, kind="baseline"))  # fmt: skip
+    assert scores[0] == scores[1]
+    assert scores[0]["metrics"]["macro_f1"]["value"] > 0.9
+    with pytest.raises(UserError, match="which tokens are genes; give --vocabulary"):
+        run(tmp_path, cells={"a": data.cells}, features="rank_only", inputs={"a": files})
+    make_vocabulary(7).save(tmp_path / "other")
+    with pytest.raises(UserError, match="wrong vocabulary"):
+        run(tmp_path, cells={"a": data.cells}, features="rank_only", inputs={"a": files},
+            vocabulary=tmp_path / "other")  # fmt: skip
+
+
+def test_harmony_mixes_batches_and_says_that_it_saw_the_test_cells(
+    atlas: Any, build: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("harmonypy", reason="harmonypy is not installed")
+    data = atlas(n=240, n_donors=4)
+    split_of(tmp_path, data)
+    ask = {"cells": {"a": data.cells}, "features": "harmony", "kind": "baseline",
+           "inputs": {"a": build.counts(data.ids, data.genes, data.counts)}}  # fmt: skip
+    score = run(tmp_path, batch="donor", **ask)
+    assert score["metrics"]["macro_f1"]["value"] > 0.9
+    assert any(note.startswith("transductive: sees the test cells' counts") for note in score["notes"])
+    with pytest.raises(UserError, match="has to know what to mix; give --batch"):
+        run(tmp_path, **ask)
+    with pytest.raises(UserError, match="no column 'doner'; did you mean 'donor'"):
+        run(tmp_path, batch="doner", **ask)
+    with pytest.raises(UserError, match="all are of 'a'"):
+        run(tmp_path, batch="dataset", **ask)

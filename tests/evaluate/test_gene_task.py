@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from command_line import run as cellformers
+from token_files import make_vocabulary, write_tokens
 
 from cellformers.errors import UserError
+from cellformers.evaluate.classify import predict_folds
+from cellformers.evaluate.gene_splits import make_gene_split
 from cellformers.evaluate.genes import evaluate_genes
 from cellformers.evaluate.splitfile import read_split
-from cellformers.evaluate.splits import make_gene_split
 
 N = 160
 
@@ -158,3 +161,112 @@ def test_pairs_matched_in_a_feature_need_to_be_grouped(build: Any, tmp_path: Pat
     assert abs(found["pair"]["metrics"]["auc"]["value"] - 0.5) < 0.06
     assert found["pair"]["interval"]["resampled"] == "pair"
     assert abs(found["pair"]["metrics"]["auc_raw"]["value"] - 0.5) < 0.06
+
+
+@pytest.fixture
+def ranked(task: Any, build: Any, tmp_path: Path) -> dict[str, Any]:
+    """Cells in which positive genes come first, as tokens and as counts."""
+    vocabulary = make_vocabulary(N, context_length=64)
+    vocabulary.save(tmp_path / "vocabulary")
+    rng = np.random.default_rng(0)
+    cells, X = [], np.zeros((50, N), dtype=int)
+    for row in X:
+        genes = rng.permutation(N)[:60]
+        genes = genes[np.argsort(rng.normal(size=60) - 3.0 * task.positive[genes], kind="stable")]
+        cells.append(vocabulary.token_ids[genes])
+        row[genes] = np.arange(60, 0, -1)
+    ids = [f"cell{i}" for i in range(50)]
+    return {
+        "ranks": {"inputs": [write_tokens(tmp_path / "t.parquet", cells, vocabulary)]},
+        "counts": {"inputs": build.counts(ids, task.genes, X, name="ranked")},
+        "vocabulary": {"vocabulary": tmp_path / "vocabulary"},
+    }
+
+
+@pytest.mark.parametrize("features", ["ranks", "counts"])
+@pytest.mark.parametrize("classifier", ["logistic", "svm", "forest"])
+def test_the_published_baselines_find_genes_that_rank_high(
+    task: Any, ranked: dict[str, Any], features: str, classifier: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("cellformers.evaluate.classify.TREES", 8)
+    ask = {"features": features, "classifier": classifier, "kind": "baseline", **ranked[features]}
+    ask |= ranked["vocabulary"]
+    score = task(**ask)
+    assert score["metrics"]["auc"]["value"] > 0.75
+    assert score["classifier"] == classifier
+    assert len(score[{"logistic": "penalties", "svm": "C", "forest": "max_depth"}[classifier]]) == 5
+    assert any("50 cells, drawn by name" in note for note in score["notes"])
+    assert score["parameters"]["max_cells"] == 10_000
+    first = [(tmp_path / f"score.{s}").read_bytes() for s in ("json", "parquet")]
+    task(**ask, threads=3)
+    assert first == [(tmp_path / f"score.{s}").read_bytes() for s in ("json", "parquet")]
+    control = task(**ask | {"kind": "control"}, permute=True, name="control")
+    assert 0.3 < control["metrics"]["auc"]["value"] < 0.68
+
+
+@pytest.mark.parametrize("classifier", ["logistic", "svm", "forest"])
+def test_few_genes_of_a_class_are_enough_for_every_classifier(classifier: str, monkeypatch: Any) -> None:
+    """A class of 5 genes in 5 folds: 4 to train on, of which an inner fold has one or two."""
+    monkeypatch.setattr("cellformers.evaluate.classify.TREES", 20)
+    y = (np.arange(56) % 11 == 0).astype(np.int64)[:52]
+    X = np.random.default_rng(0).normal(size=(52, 6)) + 3.0 * y[:, None]
+    assert y.sum() == 5
+    fold = np.zeros(52, dtype=int)
+    fold[np.flatnonzero(y)] = np.arange(5)
+    fold[np.flatnonzero(y == 0)] = np.arange(47) % 5
+    folds = [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(5)]
+    found = predict_folds(
+        lambda a, b: (X[a], X[b]), y, folds, names=np.array([f"g{i}" for i in range(52)], dtype=object), units=None,
+        n_classes=2, seed=0, classifier=classifier,
+    )  # fmt: skip
+    for (_, test), result in zip(folds, found, strict=True):
+        up = result.probability[:, 1]
+        assert up[y[test] == 1].min() > np.median(up[y[test] == 0])
+        assert np.allclose(result.probability.sum(axis=1), 1)
+
+
+def test_classifiers_that_do_not_exist_or_fit_are_refused(task: Any) -> None:
+    with pytest.raises(UserError, match="unknown classifier 'forrest'; did you mean 'forest'"):
+        task(classifier="forrest")
+    y = np.arange(12_000) % 2
+    with pytest.raises(UserError, match="12,000 training rows are too many for svm"):
+        predict_folds(
+            lambda a, b: (a[:, None], b[:, None]), y, [(np.arange(12_000), np.arange(1))], names=y.astype(object),
+            units=None, n_classes=2, seed=0, classifier="svm",
+        )  # fmt: skip
+
+
+def test_the_command_line_matches_genes_and_runs_the_published_baselines(
+    task: Any, ranked: dict[str, Any], build: Any, tmp_path: Path
+) -> None:
+    cells = build.cells(cell_id=[f"cell{i}" for i in range(50)])
+    vectors = build.vectors(task.genes, task.vectors, key="gene_id")
+    passed = build.cells("passed", cell_id=[f"c{i}" for i in range(90)])
+    done = cellformers(
+        "split", "--task", "genes", "--labels", tmp_path / "labels.csv", "--label", "label", "--positive",
+        "sensitive", "--embeddings", vectors[0], "--dataset", "d", "--match", "expression", "--counts",
+        task.counts[0], "--cells", f"d={passed}", "--folds", "3", "-o", tmp_path / "matched.json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    split = read_split(tmp_path / "matched.json", task="genes")
+    assert len(split.folds) == 3
+    assert split.content["matched"]["pairs"] == split.content["n"] // 2
+    done = cellformers(
+        "evaluate", "--task", "genes", "--split", tmp_path / "matched.json", "--method", "svm_ranks", "--kind",
+        "baseline", "--features", "ranks", "--classifier", "svm", "--max-cells", "20", "--cells", f"d={cells}",
+        "--input", f"d={ranked['ranks']['inputs'][0]}", "--vocabulary", tmp_path / "vocabulary",
+        "--predictions", tmp_path / "p.parquet", "-o", tmp_path / "svm.json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    score = json.loads((tmp_path / "svm.json").read_text())
+    assert len(score["C"]) == 3
+    assert score["parameters"]["max_cells"] == 20
+    assert any("matched 1:1" in note for note in score["notes"])
+    assert score["interval"]["resampled"] == "pair alike in expression"
+    done = cellformers(
+        "evaluate", "--task", "genes", "--split", tmp_path / "matched.json", "--method", "m", "--features",
+        "finetuned", "--fold-model", tmp_path, "--cells", f"d={cells}", "--predictions", tmp_path / "p.parquet",
+        "-o", tmp_path / "none.json",
+    )  # fmt: skip
+    assert done.code == 2
+    assert "1 fine-tuned models for 3 folds" in done.err

@@ -79,6 +79,20 @@ def test_names_of_the_fetal_atlas(loom, agrees, symbols, gene_ids, cell_ids):
     agrees(loom, cell_column="mine", gene_column="theirs")
 
 
+def test_labels_of_many_cells_are_few_texts(loom, monkeypatch):
+    monkeypatch.setattr("cellformers.io.loom._CELLS_AT_A_TIME", 10)
+    with h5py.File(loom, "r+") as file:
+        file["col_attrs/type"] = [f"type {i % 3}".encode() for i in range(137)]
+        file["col_attrs/name"] = [f"name {i}" for i in range(137)]
+    with open_counts(loom) as source:
+        obs = source.obs()
+    assert obs["Organ"].tolist() == ["Heart", "Éye"] * 68 + ["Eye"]
+    assert obs["type"].tolist() == [f"type {i % 3}" for i in range(137)]
+    assert len({id(value) for value in obs["type"]}) == 3
+    assert obs["name"].tolist() == [f"name {i}" for i in range(137)]
+    assert obs["n"].tolist() == list(range(137))
+
+
 def test_refusals(loom, refuses, cell_ids, gene_ids):
     refuses(loom, "has no layer 'splice'", "'spliced'", layer="splice")
     refuses(loom, "no raw", raw=True)

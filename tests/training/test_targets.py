@@ -8,7 +8,8 @@ import pytest
 from token_files import make_vocabulary
 
 from cellformers.errors import UserError
-from cellformers.evaluate.splits import make_cell_split, make_gene_split
+from cellformers.evaluate.cell_splits import make_cell_split
+from cellformers.evaluate.gene_splits import make_gene_split
 from cellformers.io.files import write_table
 from cellformers.training.finetune_presets import PRESETS, find_preset, resolve
 from cellformers.training.sides import HELDOUT, OUT, TEST, TRAIN, SplitSpec, assign, draw_rows, draw_units

@@ -25,6 +25,7 @@ from cellformers.commands import (
     evaluation,
     finetuning,
     genes,
+    mixing,
     models,
     pretraining,
     searching,
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 GROUPS = (
     setup, downloads, counts, genes, models, pretraining, finetuning, searching, embedding, evaluation,
+    mixing,
 )  # fmt: skip
 IN_PLACE = ("convert",)  # reads its input whole before the output takes its place, and loses nothing
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from cellformers.config import (
     QC,
+    BenchmarkFinetune,
     CellBenchmark,
     Config,
     Corpus,
@@ -22,6 +23,7 @@ from cellformers.config import (
     GeneLabels,
     Labels,
     Lora,
+    MixingBenchmark,
     Model,
     Pretrain,
     Published,
@@ -54,7 +56,7 @@ def readme() -> str:
     lines = [
         "# The configuration",
         "",
-        "Written by `python -m cellformers.config_docs` from the models in `workflow/cellformers/config.py`; don't",
+        "Written by `python -m cellformers.config_docs` from the models in `workflow/cellformers/config/`; don't",
         "edit it by hand.",
         "",
         "`config.yaml` is the quickstart, `example-own-data.yaml` a template for files of your own. Paths are",
@@ -66,7 +68,8 @@ def readme() -> str:
         ("models.NAME", Model), ("models.NAME.pretrain", Pretrain), ("models.NAME.finetune", Finetune),
         ("models.NAME.finetune.lora", Lora), ("embeddings.NAME", Embedding),
         ("benchmarks.NAME, task cells", CellBenchmark), ("benchmarks.NAME, task genes", GeneBenchmark),
-        ("benchmarks.NAME.labels", GeneLabels), ("benchmarks.NAME.published", Published),
+        ("benchmarks.NAME, task mixing", MixingBenchmark), ("benchmarks.NAME.labels", GeneLabels),
+        ("benchmarks.NAME.published", Published), ("benchmarks.NAME.finetune", BenchmarkFinetune),
     ]  # fmt: skip
     for title, model in sections:
         schema = model.model_json_schema()

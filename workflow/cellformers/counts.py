@@ -9,7 +9,7 @@ duplicates, no explicit zeros). A dataset is known by the digest of its cells, f
 does not depend on the format it came in, on the order of entries within a cell or on the number of shards.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -49,6 +49,29 @@ class Sample:
     path: Path
     name: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knowledge:
+    """What is known of the files of a deposit beyond their formats.
+
+    Parameters
+    ----------
+    describe
+        (names of the cells within their files, string[n]; their samples, string[n], or None; the metadata columns
+        there are) -> further columns of n values, and notes.
+    check
+        (total counts of the cells, int64[n]; the metadata columns) -> notes; UserError where they can't be right.
+    own_columns
+        Whether the files' own cell metadata are taken; False where `describe` brings them from elsewhere.
+    origin
+        Names the deposit and the part; goes into the metadata of what is written.
+    """
+
+    describe: Callable[[pa.Array, pa.Array | None, Columns], tuple[Columns, list[str]]]
+    check: Callable[[Array, Columns], list[str]] | None = None
+    own_columns: bool = True
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -157,6 +180,7 @@ def ingest(
     features: Path,
     options: ReadOptions | None = None,
     labels: LabelTable | None = None,
+    known: Knowledge | None = None,
     quiet: bool = True,
 ) -> Ingested:
     """Stream raw files into counts shards; all outputs appear together when everything is read, or none does.
@@ -171,6 +195,8 @@ def ingest(
         Tables to write: cell_id and all labels; feature_id, symbol, n_counts, n_cells over the dataset.
     labels
         A table to join on the cell names.
+    known
+        What is known of a deposit's files; its columns come before those of `labels`.
     quiet
         Show no progress on stderr.
 
@@ -192,12 +218,16 @@ def ingest(
             for note in source.notes
         ]
         barcodes = pa.concat_arrays([source.names for source in sources])
-        columns = _metadata_columns(samples, sources, notes)
+        columns = _metadata_columns(samples, sources, notes, own=known is None or known.own_columns)
         cell_ids = _cell_ids(barcodes, columns.get("sample") if len(samples) > 1 else None)
         bounds = shard_bounds(
             len(cell_ids), len(outputs), path=samples[0].path if len(samples) == 1 else None
         )
         feature_ids, symbols, places = _unite_features(sources)
+        if known is not None:
+            described, more = known.describe(barcodes, columns.get("sample"), columns)
+            notes += more
+            _add_columns(columns, described, reserved=_reserved(samples), origin="the deposit", notes=notes)
         if labels is not None:
             joined, said = join_labels(
                 labels, cell_ids, barcodes=barcodes, samples=columns["sample"] if len(samples) > 1 else None
@@ -220,12 +250,13 @@ def ingest(
                 feature_totals += feature_sums(block, len(feature_ids))
                 writer.write(block)
                 advance(block.n_cells)
+        if known is not None and known.check is not None:
+            notes += known.check(cell_totals, columns)
         digest = dataset_digest(
             cell_ids, feature_ids, cell_totals=cell_totals, feature_totals=feature_totals[0]
         )
-        made = stamp(
-            "ingest", REVISIONS["ingest"], parameters=_parameters(options), inputs={"dataset": digest}
-        )
+        parameters = {**({} if known is None else known.origin), **_parameters(options)}
+        made = stamp("ingest", REVISIONS["ingest"], parameters=parameters, inputs={"dataset": digest})
         for shard in shards:
             write_shard_stamp(shard, made)
         write_table(_feature_table(feature_ids, symbols, feature_totals), features_part, made)
@@ -310,7 +341,9 @@ def _dataset_blocks(
         offset += source.n_cells
 
 
-def _metadata_columns(samples: Sequence[Sample], sources: Sequence[CountSource], notes: list[str]) -> Columns:
+def _metadata_columns(
+    samples: Sequence[Sample], sources: Sequence[CountSource], notes: list[str], *, own: bool
+) -> Columns:
     """Sample names where there are several, the files' filter_pass and own columns, the sample table's columns."""
     sizes = [source.n_cells for source in sources]
     columns: Columns = {}
@@ -319,13 +352,14 @@ def _metadata_columns(samples: Sequence[Sample], sources: Sequence[CountSource],
     if any(source.filter_pass is not None for source in sources):
         flags = [np.ones(s.n_cells, bool) if s.filter_pass is None else s.filter_pass for s in sources]
         columns["filter_pass"] = pa.array(np.concatenate(flags))
-    own = _concatenate([_obs_columns(source) for source in sources], sizes)
-    own.pop("filter_pass", None)
-    if "cell_id" in own and own["cell_id"].to_pylist() == [
-        name for s in sources for name in s.names.to_pylist()
-    ]:
-        del own["cell_id"]
-    _add_columns(columns, own, reserved=_reserved(samples), origin="the file", notes=notes)
+    if own:
+        theirs = _concatenate([_obs_columns(source) for source in sources], sizes)
+        theirs.pop("filter_pass", None)
+        if "cell_id" in theirs and theirs["cell_id"].to_pylist() == [
+            name for s in sources for name in s.names.to_pylist()
+        ]:
+            del theirs["cell_id"]
+        _add_columns(columns, theirs, reserved=_reserved(samples), origin="the file", notes=notes)
     given = [
         {k: pa.array([v] * size) for k, v in s.columns.items()}
         for s, size in zip(samples, sizes, strict=True)

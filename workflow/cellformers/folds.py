@@ -8,6 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cellformers.errors import UserError
+
+DRAWS, MAX_DRAWS = 25, 2000  # draws of labels for whole units to choose among, and how many may be useless
+
 
 def hash_order(names: Sequence[str] | np.ndarray, *, seed: int, salt: str) -> np.ndarray:
     """A shuffle of names that depends on the names and the seed only: int64[n], positions in shuffled order."""
@@ -58,3 +62,50 @@ def permuted(labels: np.ndarray, names: np.ndarray, *, seed: int) -> np.ndarray:
     result = labels.copy()
     result[hash_order(names, seed=seed, salt="to")] = labels[hash_order(names, seed=seed, salt="from")]
     return result
+
+
+def redrawn(labels: np.ndarray, units: np.ndarray, *, train: Sequence[np.ndarray], seed: int) -> np.ndarray:
+    """Labels without information for whole units: each gets the label of a unit drawn at random, with replacement.
+
+    What a donor's cells share beyond the label (its batch) stays with them. Shuffled labels would not do: the label of
+    the donor that is left out is then rarer among the others, so a classifier scores below chance. Every fold keeps
+    two classes to train on. With few donors a draw may by accident resemble the true labels or their opposite; of 25
+    draws the one is taken whose association with the true labels (chi² over units) is the median.
+
+    Parameters
+    ----------
+    labels, units
+        object[n] of str; every unit has one label.
+    train
+        Row numbers of the training cells of each fold.
+
+    Raises
+    ------
+    UserError
+        If there are too few units for two classes in every fold.
+    """
+    names, first, of_row = np.unique(units.astype(str), return_index=True, return_inverse=True)
+    classes, true = np.unique(labels[first].astype(str), return_inverse=True)
+    trained = [np.unique(of_row[rows]) for rows in train]
+    found: list[tuple[float, int, np.ndarray]] = []
+    for number in range(MAX_DRAWS):
+        drawn = true[np.random.default_rng([seed, number]).integers(0, len(names), len(names))]
+        if all(len(np.unique(drawn[part])) >= 2 for part in trained):
+            found.append((_chi_square(true, drawn, len(classes)), number, drawn))
+        if len(found) == DRAWS:
+            break
+    if not found:
+        raise UserError(
+            f"the labels of {len(names)} units can't be drawn anew with two classes in every fold",
+            fix="leave the permuted control out",
+        )
+    _, _, chosen = sorted(found, key=lambda draw: draw[:2])[len(found) // 2]
+    return np.asarray(classes.astype(object)[chosen][of_row], dtype=object)
+
+
+def _chi_square(a: np.ndarray, b: np.ndarray, n: int) -> float:
+    """Association of two arrays of class numbers below n: sum of (observed - expected)² / expected."""
+    table = np.bincount(a * n + b, minlength=n * n).reshape(n, n)
+    expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / len(a)
+    seen = expected > 0
+    return round(float(((table - expected)[seen] ** 2 / expected[seen]).sum()), 9)

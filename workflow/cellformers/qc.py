@@ -5,12 +5,13 @@
 
 The default is what the Genecorpus did (Theodoris et al., Nature 618:616, 2023, Methods): within each dataset, total
 counts and mitochondrial fraction within three standard deviations of their means, and at least seven detected
-genes. Thresholds are those of the whole dataset, never of a shard.
+genes. Thresholds are those of the whole dataset, never of a shard. Which cells are of interest may be said first, by
+their metadata (`where`, and the column `excluded` that a deposit brings); thresholds are then those of these cells.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +20,11 @@ import pyarrow as pa
 
 from cellformers.counts import RESERVED, canonical_blocks, row_totals, shard_digest
 from cellformers.errors import UserError, did_you_mean
+from cellformers.folds import hash_order
 from cellformers.genes import is_mitochondrial
 from cellformers.io.files import (
     atomic_path,
+    open_parquet,
     read_json,
     read_metadata,
     read_table,
@@ -32,6 +35,7 @@ from cellformers.io.files import (
 from cellformers.io.source import Array, open_counts
 from cellformers.progress import progress
 from cellformers.revisions import REVISIONS
+from cellformers.selection import encode, read_column
 
 METHODS = ("sd", "mad", "fixed", "none")
 MAD_TO_SD = 1.4826  # 1 / the 75 % quantile of the standard normal: a MAD times this estimates an SD
@@ -51,16 +55,24 @@ class QCParameters:
         Width for `sd` and `mad`.
     min_genes
         Detected features that a cell must have, with every method.
-    min_counts, max_counts, max_mito_fraction
+    max_genes, min_counts, max_counts, max_mito_fraction
         Bounds (inclusive) for `fixed`.
+    where
+        Values to keep by metadata column, compared as text; a cell needs one of the values in every column.
+    max_cells, seed
+        Keep so many of the cells that pass all else, drawn by a hash of cell_id and seed.
     """
 
     method: str = "sd"
     n_sd: float = 3.0
     min_genes: int = 7
+    max_genes: int | None = None
     min_counts: float | None = None
     max_counts: float | None = None
     max_mito_fraction: float | None = None
+    where: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    max_cells: int | None = None
+    seed: int = 0
 
 
 def qc_metrics(shard: str | Path, output: str | Path, *, quiet: bool = True) -> None:
@@ -106,14 +118,19 @@ def qc(
     parameters: QCParameters | None = None,
     doublets: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Decide which cells pass; write them with their metadata, and the thresholds.
+    """Decide which cells pass; write all cells with their metadata, and the thresholds.
+
+    Criteria come in order, and each counts the cells that those before it left: `where`, one for each reason in the
+    metadata column `excluded`, then the measures and flags (side by side: a cell may fail several), then `max_cells`.
+    Thresholds are computed on the cells that `where` selects and nothing excludes.
 
     Parameters
     ----------
     metrics
         What `qc_metrics` wrote, for all shards in order.
     metadata
-        The dataset's metadata, by `ingest`. Cells whose `filter_pass` is false do not pass.
+        The dataset's metadata, by `ingest`. Cells whose `filter_pass` is false do not pass, nor those with a reason
+        in the column `excluded` (text; missing: the cell stays).
     output, thresholds
         The table of cells (Parquet) and the thresholds (JSON, also returned).
     doublets
@@ -122,11 +139,10 @@ def qc(
     Raises
     ------
     UserError
-        If no cell passes, or if the tables are not about the same cells.
+        If no cell passes, if no cell has a column or value of `where`, or if the tables are not about the same cells.
     """
     parameters = parameters or QCParameters()
-    if parameters.method not in METHODS:
-        raise UserError(f"no QC method {parameters.method!r}", fix=did_you_mean(parameters.method, METHODS))
+    _check(parameters)
     digest, table = _gather(metrics, metadata)
     labels = read_table(metadata).drop_columns(["cell_id"])
     columns = {name: table.column(name) for name in ("cell_id", "n_counts", "n_genes", "mito_fraction")}
@@ -137,13 +153,13 @@ def qc(
     if "filter_pass" in labels.column_names:
         columns["filter_pass"] = labels.column("filter_pass")
         labels = labels.drop_columns(["filter_pass"])
-    criteria = _criteria(columns, parameters)
-    passed = np.ones(table.num_rows, bool)
-    for criterion in criteria.values():
-        passed &= ~criterion.pop("fails")
+    selected, criteria = _select(metadata, parameters.where)
+    passed, more = _judge(pa.table(columns), selected, parameters)
+    criteria |= more
     summary = {
-        **stamp("qc", REVISIONS["qc"], parameters=asdict(parameters), inputs={"dataset": digest}),
+        **stamp("qc", REVISIONS["qc"], parameters=_recorded(parameters), inputs={"dataset": digest}),
         "n_cells": table.num_rows,
+        "n_selected": int(selected.sum()),
         "n_pass": int(passed.sum()),
         "criteria": criteria,
     }
@@ -165,6 +181,19 @@ def qc(
         write_table(cells, part, made)
         write_json(summary, thresholds)
     return summary
+
+
+def _check(parameters: QCParameters) -> None:
+    if parameters.method not in METHODS:
+        raise UserError(f"no QC method {parameters.method!r}", fix=did_you_mean(parameters.method, METHODS))
+    if parameters.max_cells is not None and parameters.max_cells < 1:
+        raise UserError(f"can't keep {parameters.max_cells} cells", fix="give max_cells of 1 or more")
+
+
+def _recorded(parameters: QCParameters) -> dict[str, Any]:
+    """The parameters as artefacts name them: the order in which conditions were given does not show."""
+    where = {column: sorted(set(values)) for column, values in sorted(parameters.where.items())}
+    return {**asdict(parameters), "where": where}
 
 
 def _gather(metrics: Sequence[str | Path], metadata: str | Path) -> tuple[str, pa.Table]:
@@ -190,12 +219,76 @@ def _same_dataset(path: str | Path, digest: str) -> pa.Table:
     return read_table(path)
 
 
+def _select(table: str | Path, where: Mapping[str, Sequence[str]]) -> tuple[Array, dict[str, dict[str, Any]]]:
+    """Which cells of a table of cells the metadata leave, bool[n_cells], and how many each reason took."""
+    with open_parquet(table) as file:
+        n_cells, columns = file.metadata.num_rows, file.schema_arrow.names
+    selected = np.ones(n_cells, bool)
+    criteria: dict[str, dict[str, Any]] = {}
+    for column, values in where.items():
+        labels = read_column(table, column)
+        for value in values:
+            if value not in labels.names:
+                raise UserError(
+                    f"no cell has {column} {value!r}", path=table, fix=did_you_mean(value, labels.names)
+                )
+        selected &= np.isin(labels.codes, [labels.names.index(value) for value in values])
+    if where:
+        criteria["where"] = {"n_fail": int((~selected).sum())}
+    if "excluded" in columns:
+        codes, reasons = _reasons(table)
+        for code, reason in enumerate(reasons):
+            criteria[f"excluded: {reason}"] = {"n_fail": int((selected & (codes == code)).sum())}
+        selected &= codes < 0
+    return selected, criteria
+
+
+def _reasons(table: str | Path) -> tuple[Array, list[str]]:
+    """The column `excluded`: which of the reasons each cell has (-1: none), and the reasons."""
+    column = read_table(table, ["excluded"]).column("excluded")
+    if column.null_count == len(column):  # the type of a column without values is anyone's guess
+        return np.full(len(column), -1), []
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_boolean(kind):
+        return np.where(column.fill_null(False).to_numpy(), 0, -1), ["yes"]
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise UserError(
+            f"column 'excluded' holds {kind}, no reasons to leave cells out",
+            path=table,
+            fix="write reasons as text, or give the column another name",
+        )
+    return encode(column, name="excluded", path=table)
+
+
+def _judge(
+    cells: pa.Table, selected: Array, parameters: QCParameters
+) -> tuple[Array, dict[str, dict[str, Any]]]:
+    """Which of all cells pass, bool[n_cells], and the criteria that the selected ones had to meet."""
+    cells = cells.filter(pa.array(selected))
+    criteria = _criteria({name: cells.column(name) for name in cells.column_names}, parameters)
+    passed = np.ones(cells.num_rows, bool)
+    for criterion in criteria.values():
+        passed &= ~criterion.pop("fails")
+    if parameters.max_cells is not None:
+        rows = np.flatnonzero(passed)
+        criteria["max_cells"] = {"n_fail": max(0, len(rows) - parameters.max_cells)}
+        names = cells.column("cell_id").take(pa.array(rows)).to_pylist()
+        # a salt of its own: later draws by the same seed are independent of this one
+        drawn = hash_order(names, seed=parameters.seed, salt="qc")[: parameters.max_cells]
+        passed = np.zeros(cells.num_rows, bool)
+        passed[rows[drawn]] = True
+    result = np.zeros(len(selected), bool)
+    result[np.flatnonzero(selected)[passed]] = True
+    return result, criteria
+
+
 def _criteria(columns: Mapping[str, Any], parameters: QCParameters) -> dict[str, dict[str, Any]]:
     """Each criterion's bounds, the cells below and above, and `fails`, bool[n_cells]."""
     n_counts = columns["n_counts"].to_numpy().astype(np.float64)
     mito = columns["mito_fraction"].to_numpy()  # NaN where null
     p = parameters
-    criteria = {"n_genes": _between(columns["n_genes"].to_numpy(), low=p.min_genes or None)}
+    most = p.max_genes if p.method == "fixed" else None
+    criteria = {"n_genes": _between(columns["n_genes"].to_numpy(), low=p.min_genes or None, high=most)}
     if p.method == "fixed":
         criteria["n_counts"] = _between(n_counts, low=p.min_counts, high=p.max_counts)
         criteria["mito_fraction"] = _between(mito, high=p.max_mito_fraction)
@@ -270,7 +363,7 @@ def _blame(criteria: Mapping[str, Mapping[str, Any]], n_cells: int) -> str:
 
 
 class Distribution(NamedTuple):
-    """One QC measure for a figure: values[n_cells] (NaN where null), which cells pass, the bounds that apply."""
+    """One QC measure for a figure: values[n_selected] (NaN where null), which cells pass, the bounds that apply."""
 
     values: Array
     passes: Array
@@ -280,9 +373,14 @@ class Distribution(NamedTuple):
 
 
 def distributions(cells: str | Path, thresholds: str | Path) -> dict[str, Distribution]:
-    """n_counts, n_genes, mito_fraction and doublet_score (where there) of all cells, with their thresholds."""
-    table = read_table(cells)
-    criteria = read_json(thresholds)["criteria"]
+    """n_counts, n_genes, mito_fraction and doublet_score (where there) with their thresholds.
+
+    Of the cells that QC was asked to look at: what `where` or a reason in `excluded` left out has no thresholds.
+    """
+    made = read_json(thresholds)
+    criteria = made["criteria"]
+    selected, _ = _select(cells, made["parameters"].get("where", {}))
+    table = read_table(cells).filter(pa.array(selected))
     passes = table.column("qc_pass").to_numpy()
     found = {}
     for name in ("n_counts", "n_genes", "mito_fraction", "doublet_score"):

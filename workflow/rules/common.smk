@@ -7,8 +7,12 @@ from pathlib import Path
 import yaml
 from snakemake.exceptions import WorkflowError
 
-from cellformers.config import METHODS, RANDOM_SUFFIX, CellBenchmark, load as load_config
+from cellformers.config import FINETUNED_SUFFIX, METHODS, RANDOM_SUFFIX
+from cellformers.config import CellBenchmark, GeneBenchmark, MixingBenchmark
+from cellformers.config import load as load_config
+from cellformers.deposits import read_deposit
 from cellformers.errors import UserError
+from cellformers.io.files import read_json
 from cellformers.io.samples import read_sample_table
 from cellformers.revisions import REVISIONS
 
@@ -29,8 +33,6 @@ MODEL_FILES = [
     "model.safetensors",
     *(f"vocabulary/{name}" for name in VOCABULARY_FILES),
 ]
-CELL_BASELINES = ["pca_hvg", "log_counts", "permuted"]
-GENE_BASELINES = ["mean_expression", "detection", "coexpression_pca", "permuted"]
 
 
 def one_of(names):
@@ -43,6 +45,16 @@ def models_by(origin):
     return [name for name, model in CONFIG.models.items() if getattr(model, origin)]
 
 
+def with_random(names):
+    """The names, and those of their twins with random weights."""
+    return [*names, *(name + RANDOM_SUFFIX for name in names)]
+
+
+def benchmarks_by(*kinds):
+    """Names of the benchmarks of some kinds."""
+    return [name for name, spec in CONFIG.benchmarks.items() if isinstance(spec, kinds)]
+
+
 wildcard_constraints:
     dataset=one_of(CONFIG.datasets),
     corpus=one_of(CONFIG.corpora),
@@ -52,10 +64,18 @@ wildcard_constraints:
     published=one_of(models_by("path")),
     pretrained=one_of(models_by("pretrain")),
     finetuned=one_of(models_by("finetune")),
-    embedding=one_of([*CONFIG.embeddings, *(name + RANDOM_SUFFIX for name in CONFIG.embeddings)]),
+    start=one_of(with_random(CONFIG.models)),
+    embedding=one_of(with_random(CONFIG.embeddings)),
     benchmark=one_of(CONFIG.benchmarks),
-    method=one_of([*CONFIG.embeddings, *(name + RANDOM_SUFFIX for name in CONFIG.embeddings), *METHODS]),
+    method=one_of(
+        [
+            *with_random(CONFIG.embeddings),
+            *(name + FINETUNED_SUFFIX for name in with_random(CONFIG.models)),
+            *METHODS,
+        ]
+    ),
     shard=r"\d{4}-of-\d{4}",
+    fold=r"[1-9]\d*",
 
 
 def shard_names(dataset):
@@ -79,6 +99,8 @@ def dataset_files(name):
     if dataset.simulated:
         file = {"atlas": "atlas.h5ad", "second": "second.loom"}[dataset.simulated]
         return [f"<results>/simulated/{file}"]
+    if dataset.deposit:
+        return [f"<results>/deposits/{dataset.deposit}"]
     if dataset.path:
         return [str(dataset.path)]
     try:
@@ -121,27 +143,3 @@ def vocabulary_files(vocabulary):
 def datasets_of(embedding):
     scope = CONFIG.embeddings[embedding.removesuffix(RANDOM_SUFFIX)].datasets
     return list(CONFIG.datasets) if scope is None else scope
-
-
-def benchmark_embeddings(benchmark):
-    """Embeddings scored in a benchmark: those named, else all that cover its datasets and have not seen their labels."""
-    spec = CONFIG.benchmarks[benchmark]
-    cells = isinstance(spec, CellBenchmark)
-    needed = set(spec.train + (spec.test or [])) if cells else {spec.dataset}
-    if spec.embeddings is not None:
-        return list(spec.embeddings)
-    return [
-        name
-        for name, embedding in CONFIG.embeddings.items()
-        if needed <= set(datasets_of(name)) and not CONFIG.taught(embedding.model, spec)
-    ]
-
-
-def benchmark_methods(benchmark):
-    """Every method of a benchmark: embeddings, their random-weights twins, baselines and controls."""
-    spec = CONFIG.benchmarks[benchmark]
-    embeddings = benchmark_embeddings(benchmark)
-    methods = embeddings + [name + RANDOM_SUFFIX for name in embeddings]
-    if isinstance(spec, CellBenchmark):
-        return methods + CELL_BASELINES
-    return methods + GENE_BASELINES + (["oracle"] if spec.labels.simulated else [])

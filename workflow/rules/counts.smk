@@ -56,6 +56,8 @@ for name, dataset in CONFIG.datasets.items():
             folder=subpath(output.metadata, parent=True),
             options=flags(
                 shards=dataset.shards,
+                deposit=dataset.deposit,
+                part=dataset.part if dataset.deposit else None,
                 layer=dataset.layer,
                 raw=dataset.raw,
                 round=dataset.round,

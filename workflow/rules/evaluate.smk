@@ -24,6 +24,41 @@ rule split:
         "cellformers split {params.options} -o {output} 2> {log}"
 
 
+rule finetune_fold:
+    input:
+        unpack(fold_inputs),
+        split="<results>/benchmarks/{benchmark}/split.json",
+    output:
+        # the weights of a fold are of no further use
+        weights=temp("<results>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}/model.safetensors"),
+        training="<results>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}/training.json",
+        loss="<results>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}/loss.tsv",
+        split="<results>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}/split.json",
+        predictions="<results>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}/predictions.parquet",
+    log:
+        "<logs>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}.log",
+    benchmark:
+        "<benchmarks>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}.tsv"
+    conda:
+        GPU_ENV
+    # one thread, as for pretraining
+    threads: 1
+    resources:
+        **GPU,
+        mem_mb=memory(6000, 10),
+        runtime=minutes(480),
+    params:
+        revision=REVISIONS["finetune"],
+        settings=benchmark_settings,
+        folder=subpath(output.training, parent=True),
+        model=folder_of("model"),
+        sources=fold_sources,
+        options=fold_options,
+    shell:
+        "cellformers finetune {params.sources} --model {params.model} --split-file {input.split} {params.options} "
+        "--threads {threads} -o {params.folder} 2> {log}"
+
+
 rule evaluate:
     input:
         unpack(evaluate_inputs),
@@ -35,6 +70,8 @@ rule evaluate:
         "<logs>/benchmarks/{benchmark}/{method}.log",
     benchmark:
         "<benchmarks>/benchmarks/{benchmark}/{method}.tsv"
+    wildcard_constraints:
+        benchmark=one_of(benchmarks_by(CellBenchmark, GeneBenchmark)),
     conda:
         "../../envs/cpu.yaml"
     threads: 1
@@ -50,11 +87,42 @@ rule evaluate:
         "--predictions {output.predictions} -o {output.score} 2> {log}"
 
 
+rule mixing:
+    input:
+        unpack(evaluate_inputs),
+    output:
+        "<results>/benchmarks/{benchmark}/{method}.json",
+    log:
+        "<logs>/benchmarks/{benchmark}/{method}.log",
+    benchmark:
+        "<benchmarks>/benchmarks/{benchmark}/{method}.tsv"
+    wildcard_constraints:
+        benchmark=one_of(benchmarks_by(MixingBenchmark)),
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 2
+    resources:
+        mem_mb=memory(4000, 20),
+        runtime=minutes(60, 600),
+    params:
+        revision=REVISIONS["mixing"],
+        settings=benchmark_settings,
+        options=evaluate_options,
+    shell:
+        "cellformers mixing {params.options} --threads {threads} -o {output} 2> {log}"
+
+
 rule summarize:
     input:
         all_scores(),
     output:
-        "<results>/benchmarks.tsv",
+        report(
+            "<results>/benchmarks.tsv",
+            caption="../report/summary.rst",
+            category="Scores",
+            subcategory="all benchmarks",
+            labels={"benchmark": "all"},
+        ),
     log:
         "<logs>/summarize.log",
     benchmark:

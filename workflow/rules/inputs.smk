@@ -18,7 +18,8 @@ def doublet_options(wildcards):
 
 def qc_settings(wildcards):
     """What of the config QC depends on: Snakemake re-runs a job for its params only if they don't take `input`."""
-    return CONFIG.datasets[wildcards.dataset].qc.model_dump_json()
+    dataset = CONFIG.datasets[wildcards.dataset]
+    return f"{dataset.qc.model_dump_json()} {dataset.where} {dataset.max_cells} seed={CONFIG.seed}"
 
 
 def benchmark_settings(wildcards):
@@ -29,22 +30,28 @@ def benchmark_settings(wildcards):
 def needed_columns(wildcards):
     """The metadata columns that the config names for a dataset."""
     dataset = CONFIG.datasets[wildcards.dataset]
-    columns = [dataset.label, dataset.batch, *needed_by_finetuning(wildcards.dataset)]
+    columns = [dataset.label, dataset.batch, *dataset.where, *needed_by_finetuning(wildcards.dataset)]
     columns += [s.states for name, s in CONFIG.embeddings.items() if wildcards.dataset in datasets_of(name)]
     for spec in CONFIG.benchmarks.values():
-        if isinstance(spec, CellBenchmark) and wildcards.dataset in spec.train + (spec.test or []):
-            columns += [spec.label, spec.unit]
+        if not isinstance(spec, GeneBenchmark) and wildcards.dataset in spec.datasets:
+            columns += [spec.label, getattr(spec, "unit", None)]
+            columns += [spec.batch] if spec.batch != "dataset" else []
     return flags(column=[name for name in dict.fromkeys(columns) if name])
 
 
 def qc_options(wildcards, input):
-    qc = CONFIG.datasets[wildcards.dataset].qc
+    dataset = CONFIG.datasets[wildcards.dataset]
+    qc = dataset.qc
     return flags(
+        where=[f"{column}={value}" for column, values in dataset.where.items() for value in values],
+        max_cells=dataset.max_cells,
+        seed=CONFIG.seed if dataset.max_cells else None,
         method=qc.method,
         n_sd=qc.n_sd,
         min_genes=qc.min_genes,
         min_counts=qc.min_counts,
         max_counts=qc.max_counts,
+        max_genes=qc.max_genes,
         max_mito_fraction=qc.max_mito_fraction,
         doublets=input.doublets or None,
     )

@@ -1,9 +1,40 @@
-# The methods of a benchmark: what each is, reads, and is called with.
+# The methods of a benchmark: what each is, and what it reads.
+
+
+def benchmark_embeddings(benchmark):
+    """Embeddings scored in a benchmark: those named, else all that cover its datasets and have not seen their labels."""
+    spec = CONFIG.benchmarks[benchmark]
+    if spec.embeddings is not None:
+        return list(spec.embeddings)
+    return [
+        name
+        for name, embedding in CONFIG.embeddings.items()
+        if set(spec.datasets) <= set(datasets_of(name)) and not CONFIG.taught(embedding.model, spec)
+    ]
+
+
+def finetuned_starts(benchmark):
+    """The models that are fine-tuned in a benchmark, behind them their twins with random weights."""
+    settings = getattr(CONFIG.benchmarks[benchmark], "finetune", None)
+    if settings is None:
+        return []
+    return with_random(settings.models) if settings.untrained else list(settings.models)
+
+
+def benchmark_methods(benchmark):
+    """Every method of a benchmark: embeddings, their random-weights twins, fine-tuned models, baselines, controls."""
+    spec = CONFIG.benchmarks[benchmark]
+    methods = with_random(benchmark_embeddings(benchmark))
+    methods += [name + FINETUNED_SUFFIX for name in finetuned_starts(benchmark)]
+    oracle = isinstance(spec, GeneBenchmark) and spec.labels.simulated
+    return methods + list(spec.baselines) + ["permuted"] + (["oracle"] if oracle else [])
 
 
 def method_kind(method):
     if method in ("permuted", "oracle"):
         return {"permuted": "control", "oracle": "oracle"}[method]
+    if method.endswith(FINETUNED_SUFFIX):
+        return "model" if method.removesuffix(FINETUNED_SUFFIX) in CONFIG.models else "baseline"
     return "model" if method in CONFIG.embeddings else "baseline"
 
 
@@ -15,112 +46,93 @@ def method_embedding(benchmark, method):
     return method if method.removesuffix(RANDOM_SUFFIX) in embeddings else None
 
 
-def benchmark_datasets(benchmark):
-    spec = CONFIG.benchmarks[benchmark]
-    return spec.train + (spec.test or []) if isinstance(spec, CellBenchmark) else [spec.dataset]
+def benchmark_model(benchmark):
+    """The first model of a benchmark, whose vocabulary the baselines read: of an embedding, or to be fine-tuned."""
+    embeddings = benchmark_embeddings(benchmark)
+    if embeddings:
+        return CONFIG.embeddings[embeddings[0]].model
+    return next(iter(finetuned_starts(benchmark)), next(iter(CONFIG.models), None))
 
 
 def benchmark_vocabulary(benchmark):
     """Maps features of the counts to genes, for the baselines."""
-    embeddings = benchmark_embeddings(benchmark)
-    if embeddings:
-        return vocabulary_files(vocabulary_of(CONFIG.embeddings[embeddings[0]].model))
-    return []
+    model = benchmark_model(benchmark)
+    return vocabulary_files(vocabulary_of(model)) if model else []
 
 
 def label_table(benchmark):
+    """The table of labelled genes of a benchmark."""
     labels = CONFIG.benchmarks[benchmark].labels
+    if labels.deposit:
+        vocabulary = vocabulary_of(benchmark_model(benchmark))
+        return f"<results>/labels/{labels.deposit}.{labels.part}.{vocabulary}.csv"
     return "<results>/simulated/gene_labels.csv" if labels.simulated else str(labels.path)
 
 
-def split_inputs(wildcards):
-    spec = CONFIG.benchmarks[wildcards.benchmark]
-    if isinstance(spec, CellBenchmark):
-        return {
-            "cells": [f"<results>/{name}/cells.parquet" for name in benchmark_datasets(wildcards.benchmark)]
-        }
-    embeddings = benchmark_embeddings(wildcards.benchmark)
-    folder = f"<results>/{spec.dataset}"
-    return {
-        "labels": label_table(wildcards.benchmark),
-        "embeddings": [f"{folder}/gene_embeddings/{name}.parquet" for name in embeddings],
-    }
+def positive_class(benchmark):
+    labels = CONFIG.benchmarks[benchmark].labels
+    if labels.positive is None and labels.deposit:
+        return read_deposit(labels.deposit).parts[labels.part].positive
+    return labels.positive or "sensitive"
 
 
-def split_options(wildcards, input):
-    spec = CONFIG.benchmarks[wildcards.benchmark]
-    cells_task = isinstance(spec, CellBenchmark)
-    label = spec.label if cells_task else spec.labels.label
-    shared = {"task": spec.task, "label": label, "seed": CONFIG.seed, "note": spec.note}
-    if cells_task:
-        cells = named(benchmark_datasets(wildcards.benchmark), input.cells)
-        sides = {"train": spec.train, "test": spec.test} if spec.test else {}
-        return flags(**shared, cells=cells, unit=spec.unit, **sides)
-    return flags(
-        **shared,
-        labels=input.labels,
-        gene=spec.labels.gene,
-        positive=spec.labels.positive,
-        # the simulated factors are matched pairs; torn apart, a method without information scores below chance
-        group="pair" if spec.labels.simulated else spec.labels.group,
-        embeddings=list(input.embeddings),
-        dataset=spec.dataset,
-    )
+def group_column(benchmark):
+    """The simulated factors are matched pairs; torn apart, a method without information scores below chance."""
+    labels = CONFIG.benchmarks[benchmark].labels
+    return "pair" if labels.simulated else labels.group
 
 
-def evaluate_inputs(wildcards):
-    """Cells and labels of the benchmark, and the embeddings or counts that the method reads."""
-    datasets = benchmark_datasets(wildcards.benchmark)
-    method = wildcards.method
-    embedding = method_embedding(wildcards.benchmark, method)
-    genes = not isinstance(CONFIG.benchmarks[wildcards.benchmark], CellBenchmark)
-    files = {"cells": [f"<results>/{name}/cells.parquet" for name in datasets]}
-    if method == "oracle":
-        files["features"] = ["<results>/simulated/out_degrees.csv"]
-    elif embedding and genes:
-        files["features"] = [f"<results>/{datasets[0]}/gene_embeddings/{embedding}.parquet"]
-    elif embedding:
-        files["features"] = [f"<results>/{name}/embeddings/{embedding}.h5ad" for name in datasets]
-    else:
-        shards = [(name, shard) for name in datasets for shard in shard_names(name)]
-        files["features"] = [f"<results>/{name}/counts/{shard}.h5ad" for name, shard in shards]
-        files["vocabulary"] = benchmark_vocabulary(wildcards.benchmark)
-    return files
+def method_features(benchmark, method):
+    """What a method predicts from: the value of --features."""
+    if method_embedding(benchmark, method):
+        return "embedding"
+    if method.endswith(FINETUNED_SUFFIX):
+        return "finetuned"
+    first, _, last = method.partition("_")
+    if first in ("svm", "forest", "logistic") and last in ("ranks", "counts"):
+        return last
+    mixing = isinstance(CONFIG.benchmarks[benchmark], MixingBenchmark)
+    permuted = "pca_hvg" if mixing else "log_counts"
+    return {"permuted": permuted, "oracle": "column"}.get(method, method)
 
 
-def evaluate_options(wildcards, input):
-    spec = CONFIG.benchmarks[wildcards.benchmark]
-    datasets = benchmark_datasets(wildcards.benchmark)
-    method = wildcards.method
-    embedding = method_embedding(wildcards.benchmark, method)
-    features = (
-        "embedding" if embedding else {"permuted": "log_counts", "oracle": "column"}.get(method, method)
-    )
-    sources = (
-        datasets
-        if embedding or method == "oracle"
-        else [name for name in datasets for _ in shard_names(name)]
-    )
-    vocabulary = input.get("vocabulary")
-    return flags(
-        task=spec.task,
-        benchmark=wildcards.benchmark,
-        method=method,
-        kind=method_kind(method),
-        features=features,
-        cells=named(datasets, input.cells),
-        input=named(sources, input.features),
-        permute=method == "permuted",
-        column="out_degree" if method == "oracle" else None,
-        gene="gene_id" if method == "oracle" else None,
-        vocabulary=Path(vocabulary[0]).parent if vocabulary else None,
-        published=[f"{p.metric}|{p.value}|{p.source}" for p in spec.published],
-    )
-
-
-def all_scores():
+def method_files(benchmark, method):
+    """(dataset, file) of what a method predicts from, besides fine-tuned models."""
+    spec = CONFIG.benchmarks[benchmark]
+    features, embedding = method_features(benchmark, method), method_embedding(benchmark, method)
+    if features == "finetuned":
+        return []
+    if features == "column":
+        return [(spec.dataset, "<results>/simulated/out_degrees.csv")]
+    if features == "embedding" and isinstance(spec, GeneBenchmark):
+        return [(spec.dataset, f"<results>/{spec.dataset}/gene_embeddings/{embedding}.parquet")]
+    if features == "embedding":
+        return [(name, f"<results>/{name}/embeddings/{embedding}.h5ad") for name in spec.datasets]
+    kind = "counts/{shard}.h5ad"
+    if features in ("rank_only", "ranks"):
+        kind = f"tokens/{vocabulary_of(benchmark_model(benchmark))}/{{shard}}.parquet"
     return [
-        f"<results>/benchmarks/{benchmark}/{method}.json"
-        for benchmark in CONFIG.benchmarks
-        for method in benchmark_methods(benchmark)
+        (name, f"<results>/{name}/{kind}".replace("{shard}", shard))
+        for name in spec.datasets
+        for shard in shard_names(name)
     ]
+
+
+def fold_models(benchmark, method):
+    """The fine-tuned models of a method, in the order of the folds."""
+    spec = CONFIG.benchmarks[benchmark]
+    start = method.removesuffix(FINETUNED_SUFFIX)
+    return [
+        f"<results>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}"
+        for fold in range(1, number_of_folds(spec) + 1)
+    ]
+
+
+def number_of_folds(spec):
+    """Known before anything runs, so that one job a fold can be planned."""
+    if isinstance(spec, CellBenchmark) and spec.split is not None:
+        try:
+            return len(read_json(spec.split)["folds"])
+        except (UserError, KeyError, TypeError) as error:
+            raise WorkflowError(f"{spec.split} is no file with a list of folds ({error})") from None
+    return 1 if isinstance(spec, CellBenchmark) and spec.test and not spec.across else spec.folds

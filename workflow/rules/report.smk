@@ -56,7 +56,21 @@ rule report:
             category="Report",
             labels={"page": "report"},
         ),
-        figures=directory("<results>/figures"),
+        figures=report(
+            directory("<results>/figures"),
+            patterns=["{figure}.png"],
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
+        tables=report(
+            directory("<results>/tables"),
+            patterns=["{table}.tsv"],
+            caption="../report/table.rst",
+            category="Scores",
+            subcategory="by benchmark",
+            labels={"benchmark": "{table}"},
+        ),
     log:
         "<logs>/report.log",
     benchmark:

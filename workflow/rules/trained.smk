@@ -55,27 +55,35 @@ def needed_by_finetuning(dataset):
     ]
 
 
-def finetune_sources(wildcards, input):
+def sources_of(datasets, input):
     """Tokens and labels; of several datasets with their names in front."""
-    spec = CONFIG.models[wildcards.finetuned].finetune
     tokens, labels = list(input.tokens), list(input.labels)
-    if len(spec.datasets) > 1:
-        owners = [name for name in spec.datasets for _ in shard_names(name)]
+    if len(datasets) > 1:
+        owners = [name for name in datasets for _ in shard_names(name)]
         tokens = named(owners, tokens)
-        labels = labels if spec.task == "genes" else named(spec.datasets, labels)
+        labels = named(datasets, labels) if len(labels) == len(datasets) else labels
     return f"{shlex.join(tokens)} {flags(labels=labels)}"
+
+
+def finetune_sources(wildcards, input):
+    return sources_of(CONFIG.models[wildcards.finetuned].finetune.datasets, input)
+
+
+def finetune_settings(spec, apart):
+    """The options of a fine-tuning but for those in `apart`."""
+    options = spec.model_dump(exclude={*apart, "lora"}) | {"accelerator": CONFIG.accelerator}
+    if spec.lora:
+        adapter = spec.lora.model_dump(exclude={"dropout"})
+        options |= {"lora": True, **adapter, "lora_dropout": spec.lora.dropout}
+    return options
 
 
 def finetune_options(wildcards):
     spec = CONFIG.models[wildcards.finetuned].finetune
-    apart = {"model", "datasets", "label", "labels", "simulated", "lora", "predict"}
-    label = spec.label if spec.label is None or isinstance(spec.label, list) else [spec.label]
-    options = spec.model_dump(exclude=apart) | {"label": label, "accelerator": CONFIG.accelerator}
+    options = finetune_settings(spec, {"model", "datasets", "label", "labels", "simulated", "predict"})
+    options["label"] = spec.label if spec.label is None or isinstance(spec.label, list) else [spec.label]
     if spec.simulated and spec.unit is None:
         options["unit"] = "pair"  # the simulated factors are matched pairs
-    if spec.lora:
-        adapter = spec.lora.model_dump(exclude={"dropout"})
-        options |= {"lora": True, **adapter, "lora_dropout": spec.lora.dropout}
     return flags(**options)
 
 

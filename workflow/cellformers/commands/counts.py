@@ -1,12 +1,18 @@
 """Verbs from raw files to the table of cells: ingest, qc-metrics, doublets, qc."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from cellformers.commands import options as opt
 from cellformers.errors import UserError
+
+if TYPE_CHECKING:
+    from cellformers.counts import Knowledge, Sample
+    from cellformers.io.source import ReadOptions
 
 Shards = Annotated[list[Path], typer.Argument(metavar="SHARD...", help="Files of earlier steps, in order.")]
 Metadata = Annotated[Path, typer.Option("--metadata", help="The dataset's metadata.parquet.")]
@@ -14,10 +20,16 @@ Metadata = Annotated[Path, typer.Option("--metadata", help="The dataset's metada
 
 def ingest(
     output: opt.Output,
-    raw_file: Annotated[Path | None, typer.Argument(metavar="FILE", help="One count file or folder.")] = None,
+    raw_file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="One count file or folder; a deposit's folder.")
+    ] = None,
     samples: Annotated[
         Path | None, typer.Option(help="A table (sample, path, ...) of several files.")
     ] = None,
+    deposit: Annotated[
+        str | None, typer.Option(help="FILE is the folder of this registered deposit.")
+    ] = None,
+    part: Annotated[str | None, typer.Option(help="Which part of the deposit (all).")] = None,
     shards: Annotated[int, typer.Option(min=1, help="Number of contiguous row ranges.")] = 1,
     labels: Annotated[Path | None, typer.Option(help="A table of cell labels to join.")] = None,
     key: Annotated[str | None, typer.Option(help="Its column of cell names or barcodes.")] = None,
@@ -35,42 +47,77 @@ def ingest(
 
     Example: cellformers ingest my.h5ad --shards 4 -o results/mine
     """
-    from cellformers.counts import Sample
     from cellformers.counts import ingest as run
     from cellformers.io.labels import LabelTable
-    from cellformers.io.samples import read_sample_table
+    from cellformers.io.source import ReadOptions
     from cellformers.progress import say
 
     if (labels is None) != (key is None):
         raise UserError("--labels and --key go together")
-    if raw_file is not None and samples is None:
-        files = [Sample(raw_file)]
-    elif samples is not None and raw_file is None:
-        files = [
-            Sample(
-                Path(row["path"]),
-                row["sample"],
-                {k: v for k, v in row.items() if k not in ("sample", "path")},
-            )
-            for row in read_sample_table(samples)
-        ]
-    else:
+    if (raw_file is None) == (samples is None):
         raise UserError("give either one FILE or --samples TABLE")
+    if part is not None and deposit is None:
+        raise UserError("--part is of a --deposit")
     chosen = opt.read_options(
         layer=layer, raw=raw, round_counts=round_counts, make_unique=make_unique, genes_in_rows=genes_in_rows,
         cells_in_rows=cells_in_rows, gene_column=gene_column, cell_column=cell_column,
     )  # fmt: skip
-    done = run(
-        files,
-        [output / "counts" / f"{number:04d}-of-{shards:04d}.h5ad" for number in range(1, shards + 1)],
-        metadata=output / "metadata.parquet",
-        features=output / "features.parquet",
-        options=chosen,
-        labels=LabelTable(labels, key) if labels is not None and key is not None else None,
-        quiet=quiet,
-    )
+    if deposit is not None and chosen != ReadOptions():
+        raise UserError("how a deposit is read is known", fix="leave out the options about its files")
+    with _inputs(raw_file, samples, deposit, part or "all", output) as given:
+        done = run(
+            given.samples,
+            [output / "counts" / f"{number:04d}-of-{shards:04d}.h5ad" for number in range(1, shards + 1)],
+            metadata=output / "metadata.parquet",
+            features=output / "features.parquet",
+            options=given.options or chosen,
+            labels=LabelTable(labels, key) if labels is not None and key is not None else None,
+            known=given.known,
+            quiet=quiet,
+        )
     for note in done.notes:
         say(f"ingest: {note}", quiet=quiet)
+
+
+class _Inputs(NamedTuple):
+    """What `ingest` reads; of a deposit also how, and what is known of it."""
+
+    samples: "list[Sample]"
+    options: "ReadOptions | None" = None
+    known: "Knowledge | None" = None
+
+
+@contextmanager
+def _inputs(
+    raw_file: Path | None, samples: Path | None, deposit: str | None, part: str, output: Path
+) -> "Iterator[_Inputs]":
+    """The files to ingest; what of a deposit has to be unpacked lies beside `output` for as long as this is open."""
+    from cellformers.counts import Sample
+
+    if deposit is not None:
+        from cellformers.deposits.parts import open_part
+        from cellformers.io.files import temporary_folder
+
+        if raw_file is None:
+            raise UserError("--deposit needs the folder of the deposit, not --samples")
+        with temporary_folder(output.parent / f"{output.name}.unpacked") as work:
+            opened = open_part(deposit, part, raw_file, work)
+            yield _Inputs(opened.samples, opened.options, opened.known)
+    elif raw_file is not None:
+        yield _Inputs([Sample(raw_file)])
+    else:
+        from cellformers.io.samples import read_sample_table
+
+        yield _Inputs(
+            [
+                Sample(
+                    Path(row["path"]),
+                    row["sample"],
+                    {k: v for k, v in row.items() if k not in ("sample", "path")},
+                )
+                for row in read_sample_table(str(samples))
+            ]
+        )
 
 
 def qc_metrics(
@@ -114,11 +161,18 @@ def qc(
     method: Annotated[str, typer.Option(help="sd, mad, fixed or none.")] = "sd",
     n_sd: Annotated[float, typer.Option(help="Width for sd and mad.")] = 3.0,
     min_genes: Annotated[int, typer.Option(help="Detected features a cell must have.")] = 7,
+    max_genes: Annotated[int | None, typer.Option(help="fixed: most detected features.")] = None,
     min_counts: Annotated[float | None, typer.Option(help="fixed: least total counts.")] = None,
     max_counts: Annotated[float | None, typer.Option(help="fixed: most total counts.")] = None,
     max_mito_fraction: Annotated[
         float | None, typer.Option(help="fixed: highest mitochondrial fraction.")
     ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=VALUE", help="Only cells with this label in the metadata; repeatable."),
+    ] = None,
+    max_cells: Annotated[int | None, typer.Option(min=1, help="Keep so many of the cells that pass.")] = None,
+    seed: opt.Seed = 0,
     doublet_scores: Annotated[Path | None, typer.Option("--doublets", help="Scores by `doublets`.")] = None,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -130,10 +184,12 @@ def qc(
     from cellformers.progress import say
     from cellformers.qc import QCParameters
     from cellformers.qc import qc as run
+    from cellformers.selection import read_where
 
     parameters = QCParameters(
-        method=method, n_sd=n_sd, min_genes=min_genes, min_counts=min_counts, max_counts=max_counts,
-        max_mito_fraction=max_mito_fraction,
+        method=method, n_sd=n_sd, min_genes=min_genes, max_genes=max_genes, min_counts=min_counts,
+        max_counts=max_counts, max_mito_fraction=max_mito_fraction, where=read_where(where or [], metadata),
+        max_cells=max_cells, seed=seed,
     )  # fmt: skip
     thresholds = report / "thresholds.json"
     done = run(

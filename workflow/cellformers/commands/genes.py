@@ -1,4 +1,4 @@
-"""Verbs about genes: sketch, medians, vocabulary, genes, tokenize."""
+"""Verbs about genes: sketch, medians, vocabulary, genes, gene-labels, tokenize."""
 
 from pathlib import Path
 from typing import Annotated
@@ -128,6 +128,25 @@ def genes(
     say(f"genes: {report['shares']['mapped']:.1%} of the counts are of genes in {known.name}", quiet=quiet)
 
 
+def gene_labels(
+    folder: Annotated[Path, typer.Argument(help="The folder of a deposit, by `download`.")],
+    deposit: Annotated[str, typer.Option(help="Name of the deposit.")],
+    vocabulary: VocabularyFolder,
+    output: opt.Output,
+    part: Annotated[str, typer.Option(help="Which part of the deposit.")] = "all",
+    quiet: opt.Quiet = False,
+) -> None:
+    """Write a deposit's labels of genes as a table: gene_id, symbol, label and the scores of the source.
+
+    Example: cellformers gene-labels deposits/tf-range --deposit tf-range --vocabulary gc104M -o labels.csv
+    """
+    from cellformers.deposits.parts import gene_labels as run
+    from cellformers.progress import say
+
+    for note in run(deposit, part, folder, vocabulary=vocabulary, output=output):
+        say(f"gene-labels: {note}", quiet=quiet)
+
+
 def tokenize(
     counts: Annotated[Path, typer.Argument(help="A counts shard, or any count file or folder.")],
     vocabulary: VocabularyFolder,
@@ -191,4 +210,11 @@ def tokenize(
             say(f"tokenize: {found[key]:,} cells {what}", quiet=quiet)
 
 
-VERBS = {"sketch": sketch, "medians": medians, "vocabulary": vocabulary, "genes": genes, "tokenize": tokenize}
+VERBS = {
+    "sketch": sketch,
+    "medians": medians,
+    "vocabulary": vocabulary,
+    "genes": genes,
+    "gene-labels": gene_labels,
+    "tokenize": tokenize,
+}

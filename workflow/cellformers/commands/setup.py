@@ -28,20 +28,48 @@ def doctor(
         raise typer.Exit(1)
 
 
+ATLAS_CELLS = 3000
+LEAST_ATLAS_CELLS = 300  # so that the second dataset, a third as large, holds all donors and types
+
+
 def simulate(
     output: Output,
-    cells: Annotated[int, typer.Option("--cells", min=300, help="Cells of the atlas.")] = 3000,
+    deposit: Annotated[
+        list[str] | None,
+        typer.Option("--deposit", help="Instead: a registered deposit (repeatable), or all of them."),
+    ] = None,
+    cells: Annotated[
+        int | None,
+        typer.Option(
+            "--cells", min=150, help="Cells: of the atlas (3000, at least 300), of each deposit (300 or so)."
+        ),
+    ] = None,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Write a small atlas (h5ad), a second platform (loom) and gene labels, with known truth.
+    """Write a small atlas (h5ad), a second platform (loom) and gene labels, with known truth; or small public deposits.
+
+    Deposits come as a mirror of the servers that hold the real ones (www), a registry with their digests (resources),
+    what has to be fetched by hand (home/manual) and the truth; all of them come with two tiny published models.
 
     Example: cellformers simulate --cells 3000 -o simulated
     """
+    from cellformers.errors import UserError
     from cellformers.progress import say
+
+    if deposit:
+        from cellformers.simulate.deposits import simulate_deposits
+
+        written = simulate_deposits(deposit, output, cells=cells, seed=seed)
+        say(f"{output}: {', '.join(written)}, in www, resources, home and truth", quiet=quiet)
+        return
+    if cells is not None and cells < LEAST_ATLAS_CELLS:
+        raise UserError(
+            f"{cells} cells are too few for an atlas", fix=f"give --cells {LEAST_ATLAS_CELLS} or more"
+        )
     from cellformers.simulate import simulate as run
 
-    run(output, seed=seed, n_cells=cells)
+    run(output, seed=seed, n_cells=cells or ATLAS_CELLS)
     say(f"{output}: atlas.h5ad, second.loom, gene_labels.csv, out_degrees.csv, truth.json", quiet=quiet)
 
 

@@ -1,13 +1,22 @@
 """The configuration of the workflow: defaults and validation in one place (its texts: `config_docs`)."""
 
-from cellformers.config.benchmarks import Benchmark, CellBenchmark, GeneBenchmark, GeneLabels, Published
+from cellformers.config.benchmarks import (
+    Benchmark,
+    CellBenchmark,
+    GeneBenchmark,
+    GeneLabels,
+    MixingBenchmark,
+    Published,
+)
 from cellformers.config.data import QC, Corpus, Dataset, Labels, Simulate, VocabularySource
-from cellformers.config.models import Embedding, Finetune, Lora, Model, Pretrain
+from cellformers.config.finetuning import BenchmarkFinetune, Finetune, FinetuneSettings, Lora
+from cellformers.config.models import Embedding, Model, Pretrain
 from cellformers.config.section import Section
-from cellformers.config.whole import METHODS, RANDOM_SUFFIX, Config, load, load_file
+from cellformers.config.whole import FINETUNED_SUFFIX, METHODS, RANDOM_SUFFIX, Config, load, load_file
 
 __all__ = [
-    "METHODS", "QC", "RANDOM_SUFFIX", "Benchmark", "CellBenchmark", "Config", "Corpus", "Dataset",
-    "Embedding", "Finetune", "GeneBenchmark", "GeneLabels", "Labels", "Lora", "Model", "Pretrain",
-    "Published", "Section", "Simulate", "VocabularySource", "load", "load_file",
+    "FINETUNED_SUFFIX", "METHODS", "QC", "RANDOM_SUFFIX", "Benchmark", "BenchmarkFinetune", "CellBenchmark",
+    "Config", "Corpus", "Dataset", "Embedding", "Finetune", "FinetuneSettings", "GeneBenchmark", "GeneLabels",
+    "Labels", "Lora", "MixingBenchmark", "Model", "Pretrain", "Published", "Section", "Simulate",
+    "VocabularySource", "load", "load_file",
 ]  # fmt: skip

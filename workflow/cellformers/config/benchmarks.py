@@ -5,38 +5,77 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from cellformers.config.finetuning import BenchmarkFinetune
 from cellformers.config.section import Name, Section
+
+CellBaseline = Literal["pca_hvg", "log_counts", "rank_only", "harmony"]
+GeneBaseline = Literal[
+    "mean_expression", "detection", "coexpression_pca",
+    "svm_ranks", "forest_ranks", "logistic_ranks", "svm_counts", "forest_counts", "logistic_counts",
+]  # fmt: skip
+MixingBaseline = Literal["pca_hvg", "harmony", "combat", "scvi"]
 
 
 class GeneLabels(Section):
-    """A table of labelled genes."""
+    """Labelled genes: a table, a registered deposit, or those of the simulation."""
 
     path: Path | None = Field(None, description="csv/tsv with one gene a row")
+    deposit: Name | None = Field(
+        None, description="a registered deposit of gene labels, e.g. `collins2022` (`download --list`)"
+    )
+    part: Name | None = Field(None, description="deposit: which of its label sets")
     simulated: bool = Field(False, description="use the labels of the simulation")
     gene: str = Field("gene_id", description="column of gene ids")
-    label: str = Field("label", description="column of classes; the default suits the simulation")
-    positive: str = Field("sensitive", description="the class whose probability is scored")
+    label: str = Field("label", description="column of classes")
+    positive: str | None = Field(
+        None,
+        description="the class whose probability is scored (default: the deposit's, else `sensitive`)",
+    )
     group: str | None = Field(
         None, description="column of genes to keep on one side of the split, e.g. matched pairs or paralogues"
     )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if (self.path is None) != self.simulated:
-            raise ValueError("give either path or simulated: true")
+        if [self.path is not None, self.deposit is not None, self.simulated].count(True) != 1:
+            raise ValueError("give exactly one of path, deposit and simulated: true")
+        if (self.deposit is None) != (self.part is None):
+            raise ValueError("deposit and part go together")
         return self
 
 
 class Published(Section):
     """A published number to show beside the scores."""
 
-    metric: str = Field(description="metric it is about, e.g. auc or macro_f1")
+    metric: str = Field(description="metric it is about, e.g. auc, auc_tokens or macro_f1")
     value: float = Field(description="the value")
-    source: str = Field(description="where it stands, and under which protocol")
+    sd: float | None = Field(None, description="its standard deviation or error, as the source has it", ge=0)
+    source: str = Field(description="where it stands")
+    protocol: str | None = Field(None, description="how it was come by, where that differs from here")
+
+    @model_validator(mode="after")
+    def _fit_a_command_line(self) -> Self:
+        if any("|" in (text or "") for text in (self.metric, self.source, self.protocol)):
+            raise ValueError("metric, source and protocol are without |")
+        return self
 
 
-class CellBenchmark(Section):
-    """Annotation of cells by logistic regression on frozen embeddings."""
+class _Benchmark(Section):
+    """What every benchmark has."""
+
+    question: str | None = Field(None, description="what is asked, in a sentence, for the report")
+    protocol: str | None = Field(
+        None, description="how it is asked, and where that differs from the publication"
+    )
+    new: bool = Field(False, description="a new evaluation, which no publication has a number for")
+    citation: str | None = Field(None, description="what to cite for labels and task")
+    embeddings: list[Name] | None = Field(None, description="embeddings to score (default: all)")
+    note: str | None = Field(None, description="a caveat to print beside the scores")
+    published: list[Published] = Field(default_factory=list, description="published numbers")
+
+
+class CellBenchmark(_Benchmark):
+    """Annotation of cells: logistic regression on frozen embeddings, and fine-tuning where asked for."""
 
     task: Literal["cells"] = Field(description="`cells`")
     train: list[Name] = Field(description="datasets to train on", min_length=1)
@@ -48,20 +87,72 @@ class CellBenchmark(Section):
         None,
         description="metadata column of donors or batches to hold out; left out: a stratified split, marked so",
     )
-    embeddings: list[Name] | None = Field(None, description="embeddings to score (default: all)")
-    note: str | None = Field(None, description="a caveat to print beside the scores")
-    published: list[Published] = Field(default_factory=list, description="published numbers")
+    across: bool = Field(
+        False,
+        description="transfer between datasets that share units: test on one unit, train on the others",
+    )
+    folds: int = Field(5, description="folds over units or cells", ge=2)
+    split: Path | None = Field(
+        None, description='JSON file with a published split, {"folds": [{"train": [...], "test": [...]}]}'
+    )
+    batch: str = Field("dataset", description="baseline harmony: column of batches, or `dataset`")
+    baselines: list[CellBaseline] = Field(
+        ["pca_hvg", "log_counts", "rank_only"], description="what embeddings are compared with"
+    )
+    finetune: BenchmarkFinetune | None = Field(None, description="also fine-tune models in every fold")
+
+    @model_validator(mode="after")
+    def _splits_fit(self) -> Self:
+        if self.across and (self.test is None or self.unit is None):
+            raise ValueError("across needs test and unit: a transfer between datasets that share units")
+        if self.split is not None and self.test is not None:
+            raise ValueError("give split or test, not both")
+        return self
+
+    @property
+    def datasets(self) -> list[str]:
+        """Datasets whose cells it has."""
+        return [*self.train, *(self.test or ())]
 
 
-class GeneBenchmark(Section):
-    """Classification of genes by logistic regression on frozen gene embeddings, folds over genes."""
+class GeneBenchmark(_Benchmark):
+    """Classification of genes, folds over genes: logistic regression on frozen gene embeddings, and fine-tuning."""
 
     task: Literal["genes"] = Field(description="`genes`")
     dataset: Name = Field(description="dataset whose cells make the gene embeddings")
     labels: GeneLabels = Field(description="labelled genes")
-    embeddings: list[Name] | None = Field(None, description="embeddings whose models to score (default: all)")
-    note: str | None = Field(None, description="a caveat to print beside the scores")
-    published: list[Published] = Field(default_factory=list, description="published numbers")
+    match: Literal["expression"] | None = Field(
+        None, description="`expression`: compare only genes matched in mean expression and detection rate"
+    )
+    folds: int = Field(5, description="folds over genes", ge=2)
+    baselines: list[GeneBaseline] = Field(
+        ["mean_expression", "detection", "coexpression_pca"], description="what embeddings are compared with"
+    )
+    finetune: BenchmarkFinetune | None = Field(None, description="also fine-tune models in every fold")
+
+    @property
+    def datasets(self) -> list[str]:
+        """Datasets whose cells it has."""
+        return [self.dataset]
 
 
-Benchmark = Annotated[CellBenchmark | GeneBenchmark, Field(discriminator="task")]
+class MixingBenchmark(_Benchmark):
+    """How far batches mix in an embedding while kinds of cells stay apart (scib-metrics)."""
+
+    task: Literal["mixing"] = Field(description="`mixing`")
+    datasets: list[Name] = Field(description="datasets whose cells are laid together", min_length=1)
+    batch: str = Field("dataset", description="metadata column of donors or batches, or `dataset`")
+    label: str | None = Field(None, description="metadata column of what has to stay apart")
+    max_cells: int = Field(20_000, description="most cells, drawn by their names", ge=100)
+    baselines: list[MixingBaseline] = Field(
+        ["pca_hvg", "harmony", "combat"], description="what embeddings are compared with"
+    )
+
+    @model_validator(mode="after")
+    def _batches_exist(self) -> Self:
+        if self.batch == "dataset" and len(self.datasets) < 2:
+            raise ValueError("one dataset is one batch: name a column as batch")
+        return self
+
+
+Benchmark = Annotated[CellBenchmark | GeneBenchmark | MixingBenchmark, Field(discriminator="task")]

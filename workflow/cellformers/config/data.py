@@ -35,6 +35,7 @@ class QC(Section):
     min_genes: int = Field(7, description="detected features a cell must have", ge=0)
     min_counts: float | None = Field(None, description="`fixed`: least total counts", ge=0)
     max_counts: float | None = Field(None, description="`fixed`: most total counts", gt=0)
+    max_genes: int | None = Field(None, description="`fixed`: most detected features", ge=1)
     max_mito_fraction: float | None = Field(
         None, description="`fixed`: highest mitochondrial fraction", gt=0, le=1
     )
@@ -44,14 +45,14 @@ class QC(Section):
 
     @model_validator(mode="after")
     def _only_what_counts(self) -> Self:
-        for key in ("min_counts", "max_counts", "max_mito_fraction"):
+        for key in ("min_counts", "max_counts", "max_genes", "max_mito_fraction"):
             if getattr(self, key) is not None and self.method != "fixed":
                 raise ValueError(f"{key} is used by method: fixed only, the method is {self.method}")
         return self
 
 
 class Dataset(Section):
-    """One dataset: a file, several files, or a part of the simulation."""
+    """One dataset: a file, several files, a deposit, or a part of the simulation."""
 
     path: Path | None = Field(
         None,
@@ -62,6 +63,10 @@ class Dataset(Section):
         description="a csv/tsv table with columns sample, path and any others: several files, one dataset",
     )
     simulated: Literal["atlas", "second"] | None = Field(None, description="a part of the simulation")
+    deposit: Name | None = Field(
+        None, description="a registered deposit to download, e.g. `gse129096` (`cellformers download --list`)"
+    )
+    part: Name = Field("all", description="deposit: which part of it, e.g. `drop`")
     shards: int = Field(1, description="contiguous row ranges to work on in parallel", ge=1)
     layer: str | None = Field(None, description="h5ad/zarr: read counts from this layer")
     raw: bool = Field(False, description="h5ad/zarr: read counts from `raw`")
@@ -73,15 +78,24 @@ class Dataset(Section):
     labels: Labels | None = Field(None, description="a label table to join: {path, key}")
     label: str | None = Field(None, description="metadata column to colour the map of cells by")
     batch: str | None = Field(None, description="metadata column of the donor, batch or library")
+    where: dict[str, list[str]] = Field(
+        default_factory=dict,
+        description="only cells with one of these values in each of these metadata columns, {column: [value]}",
+    )
+    max_cells: int | None = Field(
+        None, description="at most so many cells, drawn by their names and the seed", ge=1
+    )
     qc: QC = Field(QC(), description="quality control")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        given = [k for k in ("path", "samples", "simulated") if getattr(self, k) is not None]
+        given = [k for k in ("path", "samples", "simulated", "deposit") if getattr(self, k) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"give exactly one of path, samples, simulated (given: {', '.join(given) or 'none'})"
+                f"give exactly one of path, samples, simulated, deposit (given: {', '.join(given) or 'none'})"
             )
+        if self.part != "all" and self.deposit is None:
+            raise ValueError("part is of a deposit")
         if self.layer is not None and self.raw:
             raise ValueError("give layer or raw, not both")
         return self

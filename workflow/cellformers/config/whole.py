@@ -8,26 +8,40 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from cellformers.config.benchmarks import Benchmark, CellBenchmark, GeneBenchmark, GeneLabels, Published
+from cellformers.config.benchmarks import (
+    Benchmark,
+    CellBaseline,
+    CellBenchmark,
+    GeneBaseline,
+    GeneBenchmark,
+    GeneLabels,
+    MixingBaseline,
+    MixingBenchmark,
+    Published,
+)
 from cellformers.config.data import QC, Corpus, Dataset, Labels, Simulate, VocabularySource
-from cellformers.config.models import Embedding, Finetune, Lora, Model, Pretrain
+from cellformers.config.finetuning import BenchmarkFinetune, Finetune, Lora
+from cellformers.config.models import Embedding, Model, Pretrain
 from cellformers.config.section import Name, Section
 from cellformers.errors import UserError, did_you_mean
 from cellformers.resources import resource
 
 RESERVED = (
-    "benchmarks", "corpora", "figures", "logs", "models", "runtime", "simulated", "vocabularies",
-    "benchmarks.tsv", "config.yaml", "report.html",
+    "benchmarks", "corpora", "deposits", "figures", "labels", "logs", "models", "runtime", "simulated", "tables",
+    "vocabularies", "benchmarks.tsv", "config.yaml", "report.html",
 )  # fmt: skip
 METHODS = (
-    "pca_hvg", "log_counts", "mean_expression", "detection", "coexpression_pca", "permuted", "oracle",
-)  # fmt: skip
+    *dict.fromkeys([*get_args(CellBaseline), *get_args(GeneBaseline), *get_args(MixingBaseline)]),
+    "permuted",
+    "oracle",
+)
 RANDOM_SUFFIX = "-random"
+FINETUNED_SUFFIX = "-finetuned"
 
 
 @cache
@@ -35,6 +49,25 @@ def registered_models() -> dict[str, str]:
     """The vocabulary of every registered checkpoint, by its name."""
     registry = yaml.safe_load(resource("checkpoints.yaml").read_text(encoding="utf-8"))
     return {name: entry["vocabulary"] for name, entry in registry["models"].items()}
+
+
+def registered_parts(deposit: str, kind: Literal["cells", "genes"]) -> list[str]:
+    """The parts of a registered deposit of cells or of gene labels.
+
+    Raises
+    ------
+    ValueError
+        If there is no such deposit, or it holds the other kind.
+    """
+    try:
+        entry = yaml.safe_load(resource(f"datasets/{deposit}.yaml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"no deposit {deposit!r} is registered; `cellformers download --list` shows those there are"
+        ) from None
+    if entry["kind"] != kind:
+        raise ValueError(f"the deposit {deposit} holds {entry['kind']}, not {kind}")
+    return list(entry["parts"])
 
 
 class Config(Section):
@@ -76,7 +109,7 @@ class Config(Section):
         spec = self.models[first]
         return spec.vocabulary or registered_models().get(spec.checkpoint or "", first)
 
-    def taught(self, model: str, benchmark: CellBenchmark | GeneBenchmark) -> str | None:
+    def taught(self, model: str, benchmark: Benchmark) -> str | None:
         """What of a benchmark's answers a model has seen in fine-tuning, in words; None where nothing.
 
         Labels of cells are those of a dataset. Labels of genes are the same whatever the cells they were learnt on.
@@ -85,7 +118,7 @@ class Config(Section):
         if isinstance(benchmark, GeneBenchmark):
             return "labels of genes" if any(spec.task == "genes" for spec in specs) else None
         cells = {dataset for spec in specs if spec.task != "genes" for dataset in spec.datasets}
-        seen = sorted(cells & {*benchmark.train, *(benchmark.test or ())})
+        seen = sorted(cells & set(benchmark.datasets))
         return f"labels of {seen[0]}" if seen else None
 
     @model_validator(mode="after")
@@ -94,15 +127,17 @@ class Config(Section):
             if name in RESERVED:
                 raise ValueError(f"datasets: the name {name!r} is taken by a results folder")
         for name in self.embeddings:
-            if name in (*METHODS, "split"):
+            if name in (*METHODS, "split", "finetuned"):
                 raise ValueError(
                     f"embeddings: the name {name!r} is taken by a method or a file of the benchmarks"
                 )
         for name in self.models | self.embeddings:
-            if name.endswith(RANDOM_SUFFIX):
-                raise ValueError(
-                    f"{name!r}: names ending in {RANDOM_SUFFIX!r} are taken by the random-weights baseline"
-                )
+            for suffix, owner in (
+                (RANDOM_SUFFIX, "the random-weights baseline"),
+                (FINETUNED_SUFFIX, "fine-tuning in a benchmark"),
+            ):
+                if name.endswith(suffix):
+                    raise ValueError(f"{name!r}: names ending in {suffix!r} are taken by {owner}")
 
         def known(kind: str, names: list[str] | None, where: str) -> None:
             for name in names or ():
@@ -141,6 +176,9 @@ class Config(Section):
         for name, embedding in self.embeddings.items():
             known("models", [embedding.model], f"embeddings.{name}.model")
             known("datasets", embedding.datasets, f"embeddings.{name}.datasets")
+        for name, dataset in self.datasets.items():
+            if dataset.deposit is not None:
+                self._check_part(f"datasets.{name}", dataset.deposit, dataset.part, "cells")
         for name, benchmark in self.benchmarks.items():
             where = f"benchmarks.{name}"
             known("embeddings", benchmark.embeddings, f"{where}.embeddings")
@@ -151,31 +189,47 @@ class Config(Section):
                 if both:
                     raise ValueError(f"{where}: {', '.join(sorted(both))} is in train and in test")
             else:
-                known("datasets", [benchmark.dataset], f"{where}.dataset")
-            needed = (
-                benchmark.train + (benchmark.test or [])
-                if isinstance(benchmark, CellBenchmark)
-                else [benchmark.dataset]
-            )
+                key = "dataset" if isinstance(benchmark, GeneBenchmark) else "datasets"
+                known("datasets", benchmark.datasets, f"{where}.{key}")
+            if isinstance(benchmark, GeneBenchmark) and benchmark.labels.deposit is not None:
+                labels = benchmark.labels
+                self._check_part(f"{where}.labels", str(labels.deposit), str(labels.part), "genes")
+            if not isinstance(benchmark, MixingBenchmark) and benchmark.finetune is not None:
+                known("models", benchmark.finetune.models, f"{where}.finetune.models")
+                for start in benchmark.finetune.models:
+                    self._check_untaught(where, f"model {start}", start, benchmark)
             for embedding_name in benchmark.embeddings or ():
-                scope = self.embeddings[embedding_name].datasets
-                seen = self.taught(self.embeddings[embedding_name].model, benchmark)
-                if seen:
-                    raise ValueError(
-                        f"{where}: the model of embedding {embedding_name} was fine-tuned on {seen}, "
-                        "so its scores there would say nothing"
-                    )
-                missing = [d for d in needed if scope is not None and d not in scope]
+                embedding = self.embeddings[embedding_name]
+                self._check_untaught(
+                    where, f"the model of embedding {embedding_name}", embedding.model, benchmark
+                )
+                scope = embedding.datasets
+                missing = [d for d in benchmark.datasets if scope is not None and d not in scope]
                 if missing:
                     raise ValueError(
                         f"{where}: embedding {embedding_name} does not cover dataset {missing[0]}"
                     )
         return self
 
+    def _check_untaught(self, where: str, what: str, model: str, benchmark: Benchmark) -> None:
+        seen = self.taught(model, benchmark)
+        if seen:
+            raise ValueError(
+                f"{where}: {what} was fine-tuned on {seen}, so its scores there would say nothing"
+            )
+
+    def _check_part(self, where: str, deposit: str, part: str, kind: Literal["cells", "genes"]) -> None:
+        try:
+            parts = registered_parts(deposit, kind)
+        except ValueError as error:
+            raise ValueError(f"{where}.deposit: {error}") from None
+        if part not in parts:
+            raise ValueError(f"{where}.part: {deposit} has no part {part!r}; {did_you_mean(part, parts)}")
+
 
 def _location(error: Mapping[str, Any]) -> str:
     parts = [str(part) for part in error["loc"] if part != "[key]"]
-    if len(parts) > 2 and parts[0] == "benchmarks" and parts[2] in ("cells", "genes"):
+    if len(parts) > 2 and parts[0] == "benchmarks" and parts[2] in ("cells", "genes", "mixing"):
         del parts[2]  # the task, by which pydantic told the two kinds of benchmark apart
     return ".".join(parts)
 
@@ -206,9 +260,12 @@ def _section_fields(location: tuple[Any, ...]) -> list[str]:
         if position == 1 and parts[0] in tables:
             model = tables[parts[0]]
         elif position == 1 and parts[0] == "benchmarks":
-            model = GeneBenchmark if "genes" in parts else CellBenchmark
+            kinds: dict[str, type[BaseModel]] = {"genes": GeneBenchmark, "mixing": MixingBenchmark}
+            model = next((kind for task, kind in kinds.items() if task in parts), CellBenchmark)
         elif part == "labels" and model is GeneBenchmark:
             model = GeneLabels
+        elif part == "finetune" and model in (CellBenchmark, GeneBenchmark):
+            model = BenchmarkFinetune
         elif part in by_key:
             model = by_key[part]
     return list(model.model_fields) if model is not None else []

@@ -1,36 +1,42 @@
 """Features without a model: what every embedding has to beat, under the same split.
 
 Cells: `pca_hvg` (log counts of 2,000 highly variable genes, 50 principal components) and `log_counts` (log counts of
-the 2,000 highest expressed genes). What is fitted is fitted on the training cells of the fold.
+the 2,000 highest expressed genes). What is fitted is fitted on the training cells of the fold. Memory: 8 bytes a count
+other than zero of the cells of the benchmark, twice that while they are read (a million cells of 2,000 genes: 16 and
+32 GB), and for each fold computed at a time 16 kB a cell for the features of `log_counts`, 400 bytes for those of
+`pca_hvg`, each three times in the classifier.
 Genes: `mean_expression`, `detection` (share of cells with a count) and `coexpression_pca` (loadings of the genes in a
 PCA of the log counts); none of them sees a label, so they are computed over all cells once.
 Log counts are log(1 + 10,000 × count / n_counts), n_counts over all features of the cell.
 """
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import anndata
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from sklearn.decomposition import PCA
 
+from cellformers.counts import canonical_blocks
 from cellformers.errors import UserError
 from cellformers.evaluate.tables import Cells, locate
 from cellformers.io.files import digest_arrays
+from cellformers.io.source import open_counts
 
 LIBRARY_SIZE = 10_000
 HIGHLY_VARIABLE = 2000
 COMPONENTS = 50
 MIN_CELLS = 10
 BINS = 20
+ROWS = 16_384  # cells whose moments are computed at a time
+PIECE = 1 << 24  # counts whose digest is computed at a time
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of cells: X int64 CSR [cells, genes] in canonical form, genes object[n], totals int64[cells]."""
+    """Counts of cells: X int CSR [cells, genes] in canonical form, genes object[n], totals int64[cells]."""
 
     X: sp.csr_matrix
     genes: np.ndarray
@@ -38,15 +44,28 @@ class Counts:
 
     def digest(self) -> str:
         """Digest of the content, whatever the shards and their integer type were."""
-        return digest_arrays(
-            self.genes, self.X.indptr.astype(np.int64), self.X.indices.astype(np.int64), self.X.data
-        )
+        X = self.X
+        pieces = [
+            digest_arrays(part[start : start + PIECE].astype(np.int64))
+            for part in (X.indices, X.data)
+            for start in range(0, X.nnz, PIECE)
+        ]
+        return digest_arrays(self.genes, X.indptr.astype(np.int64), self.totals, pieces)
 
     def log(self, genes: np.ndarray | None = None) -> sp.csr_matrix:
         """Log counts float64 [cells, genes] of all or of some gene columns."""
-        X = (self.X if genes is None else self.X[:, genes]).astype(np.float64)
-        X.data *= np.repeat(LIBRARY_SIZE / np.maximum(self.totals, 1), np.diff(X.indptr))
+        X = self._scaled(self.X if genes is None else self.X[:, genes])
         np.log1p(X.data, out=X.data)
+        return X
+
+    def scaled(self, rows: np.ndarray) -> sp.csr_matrix:
+        """10,000 × count / n_counts of some cells, float64 [cells, genes]."""
+        return self._scaled(self.X, rows)
+
+    def _scaled(self, X: sp.csr_matrix, rows: np.ndarray | None = None) -> sp.csr_matrix:
+        totals = self.totals if rows is None else self.totals[rows]
+        X = (X if rows is None else X[rows]).astype(np.float64)
+        X.data *= np.repeat(LIBRARY_SIZE / np.maximum(totals, 1), np.diff(X.indptr))
         return X
 
 
@@ -63,8 +82,19 @@ def gene_names(ids: np.ndarray, symbols: np.ndarray | None, vocabulary: Path | N
     )
 
 
-def read_counts(paths: Sequence[Path], *, vocabulary: Path | None = None) -> tuple[np.ndarray, Counts]:
-    """Read counts shards; features of one gene are summed, genes are sorted by name.
+def read_counts(
+    paths: Sequence[Path], *, vocabulary: Path | None = None, cells: np.ndarray | None = None
+) -> tuple[np.ndarray, Counts]:
+    """Read counts shards block by block; features of one gene are summed, genes are sorted by name.
+
+    Parameters
+    ----------
+    paths
+        Counts shards.
+    vocabulary
+        Maps ids and symbols to genes.
+    cells
+        Names of the cells to keep, object[n] of str; None: all. Those of them that the shards lack are missing.
 
     Returns
     -------
@@ -73,36 +103,61 @@ def read_counts(paths: Sequence[Path], *, vocabulary: Path | None = None) -> tup
     Raises
     ------
     UserError
-        If a shard is missing or broken, or shards differ in their features.
+        If a shard is missing or broken, a cell to keep is there twice, or shards differ in their features.
     """
     if not paths:
         raise UserError("no counts shards given")
-    ids, blocks, features = [], [], None
+    wanted = None if cells is None else pd.Index(cells)
+    ids: list[np.ndarray] = []
+    blocks: list[sp.csr_matrix] = []
+    features = genes = membership = None
     for path in map(Path, paths):
         if not path.is_file():
             raise UserError("no such file", path=path)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # features of one name are summed below
-                shard = anndata.read_h5ad(path)
-        except (OSError, KeyError, ValueError) as error:
-            raise UserError(f"not a readable counts shard ({error})", path=path) from error
-        names = np.array(shard.var_names, dtype=object)
-        if features is None:
-            features = names
-            symbols = np.array(shard.var["symbol"], dtype=object) if "symbol" in shard.var else None
-        elif not np.array_equal(features, names):
-            raise UserError("has other features than the shards before it", path=path, fix="ingest again")
-        ids.append(np.array(shard.obs_names, dtype=object))
-        blocks.append(sp.csr_matrix(shard.X).astype(np.int64))
-    assert features is not None
+        with open_counts(path) as source:
+            if features is None:
+                features = source.feature_ids
+                genes, membership = _membership(features, source.feature_symbols, vocabulary)
+            elif not np.array_equal(features, source.feature_ids):
+                raise UserError("has other features than the shards before it", path=path, fix="ingest again")
+            keep = np.ones(source.n_cells, dtype=bool)
+            if wanted is not None:
+                keep = np.asarray(pd.Index(source.cell_ids).isin(wanted))
+            ids.append(source.cell_ids[keep])
+            for block in canonical_blocks(source):
+                rows = np.flatnonzero(keep[block.start : block.start + block.n_cells])
+                shape = (block.n_cells, len(features))
+                if len(rows):
+                    X = sp.csr_matrix((block.data, block.indices, block.indptr), shape=shape)[rows]
+                    blocks.append(_summed(X, membership))
+    assert genes is not None
+    names = np.concatenate(ids)
+    repeated = pd.Index(names).duplicated()
+    if repeated.any():
+        raise UserError(
+            f"cell {names[repeated][0]!r} is in two of the shards", path=paths[0], fix="give each once"
+        )
+    X = sp.vstack(blocks, format="csr") if blocks else sp.csr_matrix((0, len(genes)), dtype=np.int32)
+    return names, Counts(X, genes, np.asarray(X.sum(axis=1, dtype=np.int64)).ravel())
+
+
+def _membership(
+    features: np.ndarray, symbols: np.ndarray | None, vocabulary: Path | None
+) -> tuple[np.ndarray, sp.csr_matrix]:
+    """Genes, object[genes], sorted, and which feature counts for which: int64 CSR [features, genes]."""
     genes, column = np.unique(gene_names(features, symbols, vocabulary).astype(str), return_inverse=True)
     ones = np.ones(len(column), dtype=np.int64)
-    membership = sp.csr_matrix((ones, (np.arange(len(column)), column)), shape=(len(column), len(genes)))
-    X = (sp.vstack(blocks, format="csr") @ membership).tocsr()
+    cells = (np.arange(len(column)), column)
+    return genes.astype(object), sp.csr_matrix((ones, cells), shape=(len(column), len(genes)))
+
+
+def _summed(X: sp.csr_matrix, membership: sp.csr_matrix) -> sp.csr_matrix:
+    """Counts by gene of counts by feature, in canonical form and int32 where they fit."""
+    X = (X.astype(np.int64) @ membership).tocsr()
     X.eliminate_zeros()
     X.sort_indices()
-    return np.concatenate(ids), Counts(X, genes.astype(object), np.asarray(X.sum(axis=1)).ravel())
+    small = X.nnz == 0 or int(X.data.max()) <= np.iinfo(np.int32).max
+    return X.astype(np.int32) if small else X
 
 
 def aligned_counts(
@@ -119,10 +174,14 @@ def aligned_counts(
     for dataset in dict.fromkeys(cells.dataset):
         if dataset not in files:
             raise UserError(f"no counts shards given for dataset {dataset!r}")
-        ids, counts = read_counts(files[dataset], vocabulary=vocabulary)
-        rows = locate(cells.cell_id[cells.dataset == dataset], ids, what="cells", path=files[dataset][0])
-        parts.append(Counts(counts.X[rows], counts.genes, counts.totals[rows]))
+        wanted = cells.cell_id[cells.dataset == dataset]
+        ids, counts = read_counts(files[dataset], vocabulary=vocabulary, cells=wanted)
+        rows = locate(wanted, ids, what="cells", path=files[dataset][0])
+        in_order = np.array_equal(rows, np.arange(len(ids)))
+        parts.append(counts if in_order else Counts(counts.X[rows], counts.genes, counts.totals[rows]))
     shared = parts[0].genes
+    if len(parts) == 1:
+        return parts[0]
     for part in parts[1:]:
         shared = np.intersect1d(shared.astype(str), part.genes.astype(str)).astype(object)
     if len(shared) == 0:
@@ -139,9 +198,29 @@ def aligned_counts(
 def _mean_and_variance(X: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     """Mean and unbiased variance of each column, without making it dense."""
     n, width = X.shape
-    mean = np.bincount(X.indices, weights=X.data, minlength=width) / n
-    square = np.bincount(X.indices, weights=X.data**2, minlength=width) / n
-    return mean, np.maximum(square - mean**2, 0) * n / max(n - 1, 1)
+    total = np.bincount(X.indices, weights=X.data, minlength=width)
+    square = np.bincount(X.indices, weights=X.data**2, minlength=width)
+    return _from_sums(total, square, n)
+
+
+def _from_sums(total: np.ndarray, square: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and unbiased variance of n values from their sum and the sum of their squares."""
+    mean = total / n
+    return mean, np.maximum(square / n - mean**2, 0) * n / max(n - 1, 1)
+
+
+def _by_block(counts: Counts, rows: np.ndarray) -> Iterator[sp.csr_matrix]:
+    """10,000 × count / n_counts of some cells, some thousand at a time."""
+    return (counts.scaled(rows[start : start + ROWS]) for start in range(0, len(rows), ROWS))
+
+
+def _moments(counts: Counts, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and unbiased variance of 10,000 × count / n_counts of each gene over some cells."""
+    sums = np.zeros((2, counts.X.shape[1]))
+    for block in _by_block(counts, rows):
+        sums[0] += np.bincount(block.indices, weights=block.data, minlength=sums.shape[1])
+        sums[1] += np.bincount(block.indices, weights=block.data**2, minlength=sums.shape[1])
+    return _from_sums(sums[0], sums[1], len(rows))
 
 
 def highly_variable(log_counts: sp.csr_matrix, *, n_genes: int = HIGHLY_VARIABLE) -> np.ndarray:
@@ -152,7 +231,11 @@ def highly_variable(log_counts: sp.csr_matrix, *, n_genes: int = HIGHLY_VARIABLE
     """
     counts = log_counts.copy()
     np.expm1(counts.data, out=counts.data)
-    mean, variance = _mean_and_variance(counts)
+    return _dispersed(*_mean_and_variance(counts), n_genes=n_genes)
+
+
+def _dispersed(mean: np.ndarray, variance: np.ndarray, *, n_genes: int = HIGHLY_VARIABLE) -> np.ndarray:
+    """Of genes with this mean and variance those of highest normalised dispersion, sorted."""
     seen = np.flatnonzero((mean > 0) & (variance > 0))
     if len(seen) <= n_genes:
         return seen
@@ -187,24 +270,37 @@ def pca_hvg(
     counts: Counts, train: np.ndarray, test: np.ndarray, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Principal components of highly variable genes, float64[rows, 50]; genes and axes from the training cells."""
-    everything = counts.log()
-    genes = highly_variable(everything[train])
-    chosen = everything[:, genes]
+    genes = _dispersed(*_moments(counts, train))
+    chosen = counts.log(genes)
     model = _fit_pca(chosen[train], seed)
     return model.transform(chosen[train]), model.transform(chosen[test])
 
 
-def log_counts(counts: Counts, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log counts float64[rows, up to 2,000] of the genes of highest mean in training, seen in 10 of its cells."""
-    everything = counts.log()
-    fitted = everything[train]
-    mean, _ = _mean_and_variance(fitted)
-    mean[fitted.getnnz(axis=0) < min(MIN_CELLS, len(train))] = 0
+def highest(mean: np.ndarray, detected: np.ndarray, n_cells: int) -> np.ndarray:
+    """Columns of the 2,000 genes of highest mean among those detected in 10 cells, sorted: int64[up to 2,000].
+
+    Raises
+    ------
+    UserError
+        If there are none.
+    """
+    mean = np.where(detected >= min(MIN_CELLS, n_cells), mean, 0)
     best = np.argsort(-mean, kind="stable")[:HIGHLY_VARIABLE]
     genes = np.sort(best[mean[best] > 0])
     if len(genes) == 0:
         raise UserError("no gene is detected in enough training cells")
-    return fitted[:, genes].toarray(), everything[test][:, genes].toarray()
+    return genes
+
+
+def log_counts(counts: Counts, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log counts float64[rows, up to 2,000] of the genes of highest mean in training, seen in 10 of its cells."""
+    total, detected = np.zeros(counts.X.shape[1]), np.zeros(counts.X.shape[1], dtype=np.int64)
+    for block in _by_block(counts, train):
+        total += np.bincount(block.indices, weights=np.log1p(block.data), minlength=len(total))
+        detected += np.bincount(block.indices, minlength=len(total))
+    genes = highest(total, detected, len(train))
+    chosen = counts.log(genes)
+    return chosen[train].toarray(), chosen[test].toarray()
 
 
 def mean_expression(counts: Counts) -> np.ndarray:

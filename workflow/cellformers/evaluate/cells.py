@@ -1,8 +1,12 @@
-"""Cell task: predict the label of cells of held-out donors, datasets or folds from frozen features.
+"""Cell task: predict the label of cells of held-out donors, datasets or folds.
 
-Runs as `cellformers evaluate`, one benchmark and one method at a time; all methods read the same split. Features are
-an embedding, a baseline computed from counts (`pca_hvg`, `log_counts`) or none (`majority`). With `permute` labels
-are shuffled over all cells before anything else, training and test alike: whatever scores above chance then leaks.
+Runs as `cellformers evaluate`, one benchmark and one method at a time; all methods read the same split. Frozen features
+(an embedding; `pca_hvg`, `log_counts` or `harmony` computed from counts; `rank_only` from tokens) go through one
+logistic regression; `majority` has none; `finetuned` takes what models fine-tuned on the folds predicted.
+
+With `permute` labels are shuffled before anything else, training and test alike: whatever scores above chance then
+leaks. Labels that are constant within donors (a disease) are drawn anew for whole donors: shuffled over single cells
+they would no longer go with what a donor's cells share, so the control would come out at chance whatever leaks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,18 +16,23 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 
-from cellformers import metrics
 from cellformers.errors import UserError, did_you_mean
-from cellformers.evaluate import baselines
+from cellformers.evaluate import baselines, integration, rank_features
+from cellformers.evaluate.cell_metrics import measure
 from cellformers.evaluate.classify import Features, FoldPrediction, predict_folds
+from cellformers.evaluate.finetuned import finetuned_cells
 from cellformers.evaluate.scores import check_kind, published_by_metric, write_score
-from cellformers.evaluate.splitfile import Split, cells_digest, check_units, read_split, row_names
-from cellformers.evaluate.tables import Cells, aligned_vectors, read_cells
-from cellformers.folds import permuted
+from cellformers.evaluate.splitfile import Split, cell_folds, cells_digest, read_split, shared_note
+from cellformers.evaluate.tables import Cells, aligned_vectors, column_of, read_cells
+from cellformers.folds import permuted, redrawn
 from cellformers.io.files import digest_arrays, digest_file, stamp, write_table
 from cellformers.revisions import REVISIONS
 
-CellFeatures = Literal["embedding", "pca_hvg", "log_counts", "majority"]
+Array = np.ndarray[Any, Any]
+CellFeatures = Literal[
+    "embedding", "pca_hvg", "log_counts", "rank_only", "harmony", "majority", "finetuned"
+]  # fmt: skip
+TRANSDUCTIVE = "transductive: sees the test cells' counts and batches, not their labels"
 
 
 def _provider(
@@ -31,15 +40,27 @@ def _provider(
     inputs: Mapping[str, Sequence[Path]],
     cells: Cells,
     *,
+    batch: Array | None,
     vocabulary: Path | None,
     seed: int,
+    threads: int,
 ) -> tuple[Features, str, list[str]]:
     """Features of a fold as a function of its rows, the digest of what they come from, and notes."""
     if features == "embedding":
         vectors = aligned_vectors(cells, inputs)
         return lambda a, b: (vectors[a], vectors[b]), digest_arrays(vectors), []
+    if features == "rank_only":
+        ranks = rank_features.aligned_ranks(cells, inputs, vocabulary=vocabulary)
+        digest = digest_arrays(ranks.indptr.astype(np.int64), ranks.indices.astype(np.int32), ranks.data)
+        return lambda a, b: rank_features.rank_only(ranks, a, b), digest, []
     counts = baselines.aligned_counts(cells, inputs, vocabulary=vocabulary)
     notes = [f"{len(counts.genes)} genes in common"] if len(set(cells.dataset)) > 1 else []
+    if features == "harmony":
+        assert batch is not None
+        pcs = integration.harmony(
+            integration.uncorrected(counts, seed=seed), batch, seed=seed, threads=threads
+        )
+        return lambda a, b: (pcs[a], pcs[b]), digest_arrays([counts.digest()], batch), [*notes, TRANSDUCTIVE]
     if features == "pca_hvg":
         return lambda a, b: baselines.pca_hvg(counts, a, b, seed=seed), counts.digest(), notes
     return lambda a, b: baselines.log_counts(counts, a, b), counts.digest(), notes
@@ -54,23 +75,24 @@ def _majority(y: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]], n: int)
     ]
 
 
-def _checked_folds(split: Split, cells: Cells) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Row numbers of the folds; no cell and no unit is on both sides, whatever the split file says."""
-    folds = split.masks(row_names(cells, split.content["by"]))
-    for fold, (train, test) in zip(split.folds, folds, strict=True):
-        if np.intersect1d(train, test).size:
-            raise UserError(f"cells are on both sides of fold {fold['name']!r}")
-        if split.content["kind"] != "stratified" and not split.content.get("shared_units"):
-            check_units(cells, train, test, fold=fold["name"])
-        if len(test) == 0 or len(set(cells.label[train])) < 2:
-            raise UserError(
-                f"fold {fold['name']!r} has nothing to test on, or fewer than two classes to learn"
-            )
-    return folds
+def _permuted(
+    cells: Cells, folds: Sequence[tuple[Array, Array]], *, unit: str | None, seed: int
+) -> tuple[Array, str]:
+    """Labels without information and what to say about them: over units where each has one label, else over cells."""
+    said = "has to come out at chance"
+    units = set() if cells.unit is None else set(cells.unit)
+    if (
+        cells.unit is None
+        or len(units) < 2
+        or len(set(zip(cells.unit, cells.label, strict=True))) > len(units)
+    ):
+        return permuted(cells.label, cells.keys(), seed=seed), f"labels permuted over cells: {said}"
+    labels = redrawn(cells.label, cells.unit, train=[train for train, _ in folds], seed=seed)
+    return labels, f"labels permuted over {len(units)} units ({unit}), each of which has one label: {said}"
 
 
 def _predictions(
-    cells: Cells, units: np.ndarray | None, y: np.ndarray, classes: list[str], split: Split,
+    cells: Cells, units: Array | None, y: Array, classes: list[str], split: Split,
     folds: list[tuple[np.ndarray, np.ndarray]], results: list[FoldPrediction],
 ) -> pa.Table:  # fmt: skip
     rows = np.concatenate([test for _, test in folds])
@@ -92,68 +114,33 @@ def _predictions(
     return pa.table(columns)
 
 
-def _measure(
-    y: np.ndarray,
-    predicted: list[np.ndarray],
-    folds: list[tuple[np.ndarray, np.ndarray]],
-    units: np.ndarray | None,
-    *,
-    split: Split,
-) -> dict[str, Any]:
-    """Metrics over all predictions, of each fold and each unit, with bootstrap intervals where they are earned."""
-    k = len(split.classes)
-    by_fold = np.array(
-        [metrics.confusion(y[test], p, k) for (_, test), p in zip(folds, predicted, strict=True)]
-    )
-    total = by_fold.sum(axis=0)
-    interval: dict[str, Any] = {
-        "method": "percentile bootstrap",
-        "level": metrics.LEVEL,
-        "resamples": metrics.RESAMPLES,
-        "resampled": None,
-        "note": None,
-    }
-    by_unit: dict[str, np.ndarray] = {}
-    resampled = None
-    if units is None:
-        resampled = metrics.resample_cells(total, seed=split.seed)
-        interval |= {
-            "resampled": "cells",
-            "note": "cells resampled as if independent, which cells of one donor are not: too narrow",
-        }
-    else:
-        rows = np.concatenate([test for _, test in folds])
-        guess = np.concatenate(predicted)
-        for name in sorted(set(units[rows])):
-            chosen = units[rows] == name
-            by_unit[name] = metrics.confusion(y[rows][chosen], guess[chosen], k)
-        what = split.unit or "dataset"
-        if len(by_unit) >= metrics.MIN_UNITS:
-            resampled = metrics.resample_units(np.array(list(by_unit.values())), seed=split.seed)
-            interval["resampled"] = what
-        else:
-            interval["note"] = (
-                f"{len(by_unit)} units ({what}) are too few for an interval: see the value of each"
-            )
-    measured: dict[str, Any] = {}
-    for name, measure in (("macro_f1", metrics.macro_f1), ("accuracy", metrics.accuracy)):
-        measured[name] = metrics.metric(
-            float(measure(total)),
-            None if resampled is None else metrics.percentile_interval(measure(resampled)),
-            measure(by_fold).tolist(),
-            units={unit: float(measure(c)) for unit, c in by_unit.items()} or None,
+def _units(split: Split, cells: Cells) -> tuple[Array | None, str]:
+    """The units that inner folds hold out and intervals resample (None: single cells), and what they are called."""
+    if split.content["kind"] == "stratified":
+        return None, "cell"
+    if cells.unit is None and split.content["by"] == "dataset":
+        return cells.dataset, "dataset"
+    return cells.unit, split.unit or "cell"
+
+
+def _split_notes(split: Split) -> list[str]:
+    """The notes of the split, and what it must say even if somebody took it out."""
+    notes = list(split.content["notes"])
+    said = shared_note(split.unit)
+    if split.content["by"] == "dataset" and split.content.get("shared_units") and said not in notes:
+        notes.append(said)
+    return notes
+
+
+def _batches(features: str, batch: str | None, cells: Cells, tables: Mapping[str, Path]) -> Array | None:
+    """The batch of each cell, object[n] of str, for what mixes batches; None for what does not."""
+    if features != "harmony":
+        return None
+    if batch is None:
+        raise UserError(
+            "harmony has to know what to mix", fix="give --batch with a column, or --batch dataset"
         )
-    present = total.sum(axis=1)
-    return {
-        "interval": interval,
-        "metrics": measured,
-        "chance": {
-            "macro_f1": 1 / int((present > 0).sum()),
-            "accuracy": float(present.max() / present.sum()),
-        },
-        "per_class": metrics.per_class(total, split.classes),
-        "confusion": total.tolist(),
-    }
+    return cells.dataset if batch == "dataset" else column_of(cells, tables, batch)
 
 
 def evaluate_cells(
@@ -168,6 +155,8 @@ def evaluate_cells(
     output: str | Path,
     predictions: str | Path,
     permute: bool = False,
+    batch: str | None = None,
+    fold_models: Sequence[str | Path] = (),
     vocabulary: Path | None = None,
     published: Sequence[Mapping[str, Any]] = (),
     threads: int = 1,
@@ -184,68 +173,81 @@ def evaluate_cells(
         The `cells.parquet` by dataset that the split was made from.
     features, inputs
         What to predict from, and its files by dataset: embedding shards or one .h5ad for `embedding`, counts shards
-        for `pca_hvg` and `log_counts`, none for `majority`.
+        for `pca_hvg`, `log_counts` and `harmony`, tokens for `rank_only`, none for `majority` and `finetuned`.
     permute
-        Shuffle the labels over all cells first: a control that must come out at chance.
+        Shuffle the labels first, over donors where each has one label, else over cells: a control that must come out
+        at chance.
+    batch
+        `harmony`: column of the batches to mix, or `dataset`.
+    fold_models
+        `finetuned`: the model directory of each fold, in their order.
     vocabulary
-        Maps ids and symbols to genes where datasets name them differently.
+        Maps ids and symbols to genes where datasets name them differently; `rank_only`: that of the tokens.
     published
         Published numbers to show beside, {"metric", "value", "source"}.
 
     Returns
     -------
     The score as written. `chance` is the most a prediction without information can be expected to score: 1 / classes
-    for macro F1 (the mean F1 of independent guesses is at most the mean of (p + q) / 2), the share of the largest
-    class for accuracy.
+    for macro F1 (the mean F1 of independent guesses is at most the mean of (p + q) / 2), precision and recall, the
+    share of the largest class for accuracy and votes, 0.5 for the AUC.
 
     Raises
     ------
     UserError
-        If the split was made from other cells, files lack cells, or a unit is on both sides of a fold.
+        If the split was made from other cells, files lack cells, a unit is on both sides of a fold, or a fine-tuned
+        model was trained on another split.
     """
     check_kind(kind)
     if features not in get_args(CellFeatures):
         raise UserError(f"unknown features {features!r}", fix=did_you_mean(features, get_args(CellFeatures)))
+    if permute and features == "finetuned":
+        raise UserError("a fine-tuned model has learnt the true labels", fix="leave --permute out")
     plan = read_split(split, task="cells")
     table, _ = read_cells(cells, label=plan.content["label"], unit=plan.unit)
     if cells_digest(table) != plan.content["inputs"].get("cells"):
         raise UserError("was made from other cells, labels or units", path=split, fix="make the split again")
-    folds = _checked_folds(plan, table)
-    labels = permuted(table.label, table.keys(), seed=plan.seed) if permute else table.label
+    folds = cell_folds(plan, table)
+    units, unit = _units(plan, table)
+    notes = _split_notes(plan)
+    labels = table.label
+    if permute:
+        labels, said = _permuted(table, folds, unit=plan.unit, seed=plan.seed)
+        notes.append(said)
     y = np.searchsorted(plan.classes, labels.astype(str))
-    units = table.unit if plan.content["kind"] != "stratified" else None
-    if units is None and plan.content["by"] == "dataset":
-        units = table.dataset
     read = {"split": digest_file(split), "cells": cells_digest(table)}
-    notes = list(plan.content["notes"])
     if features == "majority":
         results = _majority(y, folds, len(plan.classes))
+    elif features == "finetuned":
+        results, read["features"], said_of = finetuned_cells(fold_models, plan, table, folds)
+        notes += said_of
     else:
-        provider, read["features"], said = _provider(
-            features, inputs, table, vocabulary=vocabulary, seed=plan.seed
-        )
-        notes += said
+        provider, read["features"], said_of = _provider(
+            features, inputs, table, batch=_batches(features, batch, table, cells), vocabulary=vocabulary,
+            seed=plan.seed, threads=threads,
+        )  # fmt: skip
+        notes += said_of
         results = predict_folds(
             provider, y, folds, names=table.keys(), units=units, n_classes=len(plan.classes), seed=plan.seed,
             threads=threads,
         )  # fmt: skip
     if not all(r.converged for r in results):
         notes.append("the logistic regression did not converge in every fold")
-    if permute:
-        notes.append("labels permuted: has to come out at chance")
-    guesses = [r.probability.argmax(axis=1) for r in results]
     score: dict[str, Any] = {
         "benchmark": benchmark,
         "method": method,
         "kind": kind,
         **plan.describe(),
         "n": int(sum(len(test) for _, test in folds)),
-        **_measure(y, guesses, folds, units, split=plan),
-        "penalties": [r.penalty for r in results],
+        **measure(
+            y, [r.probability for r in results], folds, units, classes=plan.classes, unit=unit, seed=plan.seed,
+            vote=plan.unit is not None,
+        ),
+        "penalties": None if features == "finetuned" else [r.penalty for r in results],
         "published": published_by_metric(published),
         "notes": notes,
-    }
-    parameters = {"features": features, "permute": permute, "seed": plan.seed}
+    }  # fmt: skip
+    parameters = {"features": features, "permute": permute, "batch": batch, "seed": plan.seed}
     made = stamp("evaluate", REVISIONS["evaluate"], parameters=parameters, inputs=read)
     write_table(_predictions(table, units, y, plan.classes, plan, folds, results), predictions, metadata=made)
     write_score(score | made, output)

@@ -1,86 +1,131 @@
-"""Gene task: tell two classes of genes apart, such as dosage-sensitive and insensitive factors, from frozen features.
+"""Gene task: tell two classes of genes apart, such as dosage-sensitive and insensitive factors.
 
-Runs as `cellformers evaluate`, one benchmark and one method at a time, on the genes of one split. Features are gene
-embeddings (mean over the cells that express the gene), a baseline computed from counts (`mean_expression`,
-`detection`, `coexpression_pca`) or a column of a table (`column`: an oracle, such as the true out-degree).
+Runs as `cellformers evaluate --task genes`, one benchmark and one method at a time, on the genes of one split. A
+method is a classifier on frozen features (gene embeddings, a baseline computed from counts or tokens, or `column` of a
+table: an oracle, such as the true out-degree), or models that were fine-tuned on the folds of the split (`finetuned`).
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
 
 from cellformers import metrics
 from cellformers.errors import UserError, did_you_mean
-from cellformers.evaluate import baselines
-from cellformers.evaluate.classify import predict_folds
+from cellformers.evaluate.classify import Classifier, predict_folds
+from cellformers.evaluate.finetuned_genes import LEVELS, auc_tokens, read_finetuned
+from cellformers.evaluate.gene_features import MAX_CELLS, GeneFeatures, read_features
 from cellformers.evaluate.scores import check_kind, published_by_metric, write_score
-from cellformers.evaluate.splitfile import read_split
-from cellformers.evaluate.tables import locate, read_gene_table, read_vectors
+from cellformers.evaluate.splitfile import Split, read_split
 from cellformers.folds import permuted
-from cellformers.io.files import digest_arrays, digest_file, open_parquet, read_table, stamp, write_table
+from cellformers.io.files import digest_arrays, digest_file, stamp, write_table
 from cellformers.revisions import REVISIONS
-from cellformers.selection import as_text
 
-GeneFeatures = Literal["embedding", "mean_expression", "detection", "coexpression_pca", "column"]
-
-
-def _passing(counts: baselines.Counts, ids: np.ndarray, cells: Path | None) -> baselines.Counts:
-    """Counts of the cells that passed QC, as embeddings hold them, in the order of `cells`."""
-    if cells is None:
-        return counts
-    with open_parquet(cells) as file:
-        has_pass = "qc_pass" in file.schema_arrow.names
-    table = read_table(cells, columns=["cell_id", "qc_pass"] if has_pass else ["cell_id"])
-    wanted = as_text(table["cell_id"])
-    if has_pass:
-        wanted = wanted[table["qc_pass"].combine_chunks().fill_null(False).to_numpy(zero_copy_only=False)]
-    rows = locate(wanted, ids, what="cells", path=cells)
-    return baselines.Counts(counts.X[rows], counts.genes, counts.totals[rows])
+TUNED = {"logistic": "penalties", "svm": "C", "forest": "max_depth"}
+"""What the setting that each classifier chose in each fold is called in a score."""
 
 
-def _features(
-    features: str,
-    inputs: Sequence[Path],
-    genes: np.ndarray,
-    *,
-    cells: Path | None,
-    column: str | None,
-    gene: str,
-    vocabulary: Path | None,
-    seed: int,
-) -> np.ndarray:
-    """Features of the split's genes, float64[genes, dim], in their order."""
-    if not inputs:
-        raise UserError(f"no files given for features {features!r}")
-    first = Path(inputs[0])
-    if features == "embedding":
-        ids, values = read_vectors([Path(p) for p in inputs], key="gene_id")
-        return values[locate(genes, ids, what="genes", path=first)].astype(np.float64)
-    if features == "column":
-        if column is None:
-            raise UserError("features 'column' need the name of a column")
-        ids, texts = read_gene_table(first, gene=gene, column=column)
-        rows = locate(genes, ids, what="genes", path=first)
-        try:
-            numbers = np.array([float(v) for v in texts[rows]])[:, None]
-        except (TypeError, ValueError):
-            raise UserError(
-                f"column {column!r} is not a number for every gene of the split", path=first
-            ) from None
-        if not np.isfinite(numbers).all():
-            raise UserError(f"column {column!r} is not finite for every gene of the split", path=first)
-        return numbers
-    names, counts = baselines.read_counts([Path(p) for p in inputs], vocabulary=vocabulary)
-    counts = _passing(counts, names, cells)
-    rows = locate(genes, counts.genes, what="genes", path=first)
-    if features == "mean_expression":
-        return baselines.mean_expression(counts)[rows]
-    if features == "detection":
-        return baselines.detection(counts)[rows]
-    return baselines.coexpression_pca(counts, seed=seed)[rows]
+class Task(NamedTuple):
+    """The genes of a split: who they are, what they are and where they are tested."""
+
+    plan: Split
+    genes: np.ndarray
+    """object[n] of str."""
+    truth: np.ndarray
+    """object[n] of str: the classes, shuffled for a control."""
+    positive: np.ndarray
+    """bool[n]."""
+    fold: np.ndarray
+    """int64[n]: the fold that tests each gene."""
+    groups: np.ndarray | None
+    """object[n]: genes that are drawn together in resamples."""
+
+    def shares(self) -> np.ndarray:
+        """Share of positives among the genes that the fold of each gene trains on, float64[n]."""
+        other = self.fold != np.arange(len(self.plan.folds))[:, None]
+        return np.array([self.positive[rows].mean() for rows in other])[self.fold]
+
+
+class Prediction(NamedTuple):
+    """What a method says about the genes of a task."""
+
+    probability: np.ndarray
+    """float64[n] of the positive class."""
+    log_odds: np.ndarray
+    """float64[n], less those of the training classes."""
+    digest: str
+    """Of what was predicted from."""
+    raw: np.ndarray | None
+    """float64[n]: the values of a single feature."""
+    metrics: dict[str, Any]
+    """Of this kind of method only."""
+    about: dict[str, Any]
+    """What the score says besides."""
+    notes: list[str]
+
+
+def _task(split: str | Path, *, permute: bool) -> Task:
+    plan = read_split(split, task="genes")
+    genes = np.array(list(plan.content["genes"]), dtype=object)
+    truth = np.array(list(plan.content["genes"].values()), dtype=object)
+    fold = np.full(len(genes), -1, dtype=np.int64)
+    for number, (_, test) in enumerate(plan.masks(genes)):
+        fold[test] = number
+        if permute:  # within folds, so that they stay stratified
+            truth[test] = permuted(truth[test], genes[test], seed=plan.seed)
+    if (fold < 0).any():
+        raise UserError(
+            f"gene {genes[fold < 0][0]} is tested in no fold", path=split, fix="make the split again"
+        )
+    groups = None if plan.content["groups"] is None else np.array(plan.content["groups"], dtype=object)
+    return Task(plan, genes, truth, truth == plan.classes[1], fold, groups)
+
+
+def _classified(task: Task, X: np.ndarray, *, classifier: Classifier, threads: int) -> Prediction:
+    """Train the classifier on the features of each fold's training genes."""
+    folds = task.plan.masks(task.genes)
+    results = predict_folds(
+        lambda a, b: (X[a], X[b]), task.positive.astype(np.int64), folds, names=task.genes, units=task.groups,
+        n_classes=2, seed=task.plan.seed, threads=threads, classifier=classifier,
+    )  # fmt: skip
+    probability = np.zeros(len(task.genes))
+    for (_, test), result in zip(folds, results, strict=True):
+        probability[test] = result.probability[:, 1]
+    p = np.clip(probability, 1e-12, 1 - 1e-12)
+    log_odds = np.log(p / (1 - p))
+    if classifier == "logistic":  # the others weigh both classes the same
+        log_odds -= _logit(task.shares())
+    notes = []
+    if not all(r.converged for r in results):
+        notes.append("the logistic regression did not converge in every fold")
+    about = {"classifier": classifier, TUNED[classifier]: [r.penalty for r in results]}
+    raw = X[:, 0] if X.shape[1] == 1 else None
+    return Prediction(probability, log_odds, digest_arrays(X), raw, {}, about, notes)
+
+
+def _logit(p: np.ndarray) -> np.ndarray:
+    return np.asarray(np.log(p / (1 - p)))
+
+
+def _finetuned(task: Task, models: Sequence[Path]) -> Prediction:
+    """Take the predictions of fine-tuned models; a gene in no cell gets the share of positives among training genes."""
+    found = read_finetuned(models, task.plan)
+    prior = _logit(task.shares())
+    seen = ~np.isnan(found.score)
+    score = np.where(seen, found.score, prior)
+    notes = list(found.notes)
+    if not seen.all():
+        notes.append(
+            f"{int((~seen).sum())} of the {len(seen)} genes are in no cell: they get the share of positives among the "
+            "training genes as their probability, and don't count in auc_tokens"
+        )
+    by_token = auc_tokens(found, task.positive, task.fold, groups=task.groups, seed=task.plan.seed)
+    return Prediction(
+        1 / (1 + np.exp(-np.clip(score, -500, 500))), score - prior,
+        digest_arrays(found.score, found.token_gene, found.token_score), None, {"auc_tokens": by_token}, {}, notes,
+    )  # fmt: skip
 
 
 def _measure(
@@ -145,6 +190,9 @@ def evaluate_genes(
     gene: str = "gene_id",
     permute: bool = False,
     vocabulary: Path | None = None,
+    classifier: str = "logistic",
+    max_cells: int = MAX_CELLS,
+    fold_models: Sequence[Path] = (),
     published: Sequence[dict[str, Any]] = (),
     threads: int = 1,
 ) -> dict[str, Any]:
@@ -157,8 +205,8 @@ def evaluate_genes(
     split
         What `make_gene_split` wrote; it holds the genes and their classes.
     features, inputs
-        What to predict from, and its files: gene embeddings for `embedding`, counts shards for the baselines, one
-        table for `column`.
+        What to predict from, and its files: gene embeddings for `embedding`, tokens for `ranks`, counts shards for
+        the other baselines, one table for `column`, none for `finetuned`.
     cells
         `cells.parquet` of the counts: baselines use the cells that passed QC, as the embeddings do.
     column, gene
@@ -166,7 +214,13 @@ def evaluate_genes(
     permute
         Shuffle the classes over the genes of each fold first: a control that must come out at chance.
     vocabulary
-        Maps feature ids and symbols of the counts to genes.
+        Maps feature ids and symbols of the counts to genes; `ranks`: the one the tokens were made with.
+    classifier
+        `logistic`, `svm` or `forest`.
+    max_cells
+        Cells that describe a gene in `ranks` and `counts`.
+    fold_models
+        `finetuned`: what `finetune` wrote for each fold, in the order of the folds.
 
     Returns
     -------
@@ -175,91 +229,96 @@ def evaluate_genes(
     of positives doesn't rank its genes; `auc_raw`, for a single feature, needs no classifier at all. A single
     feature without information scores somewhat under 0.5 as `auc`: what a test fold has more of, its training part
     has less of. Where the classes are matched pair by pair that bias is strong, unless the split groups the pairs.
+    `auc_tokens`, of fine-tuned models, compares (cell, gene) tokens and is what was published.
 
     Raises
     ------
     UserError
-        If the files lack genes of the split, or a column is not numeric.
+        If the files lack genes of the split, a column is not numeric, or a model was fine-tuned on another split.
     """
     check_kind(kind)
-    if features not in get_args(GeneFeatures):
-        raise UserError(f"unknown features {features!r}", fix=did_you_mean(features, get_args(GeneFeatures)))
-    plan = read_split(split, task="genes")
-    genes = np.array(list(plan.content["genes"]), dtype=object)
-    truth = np.array(list(plan.content["genes"].values()), dtype=object)
-    folds = plan.masks(genes)
-    if permute:
-        for _, test in folds:  # within folds, so that they stay stratified
-            truth[test] = permuted(truth[test], genes[test], seed=plan.seed)
-    groups = None if plan.content["groups"] is None else np.array(plan.content["groups"], dtype=object)
-    y = (truth == plan.classes[1]).astype(np.int64)
-    X = _features(
-        features, inputs, genes, cells=cells, column=column, gene=gene, vocabulary=vocabulary, seed=plan.seed
-    )
-    results = predict_folds(
-        lambda a, b: (X[a], X[b]),
-        y,
-        folds,
-        names=genes,
-        units=None,
-        n_classes=2,
-        seed=plan.seed,
-        threads=threads,
-    )
-    probability, log_odds = np.zeros(len(genes)), np.zeros(len(genes))
-    fold = np.zeros(len(genes), dtype=np.int64)
-    for number, ((train, test), result) in enumerate(zip(folds, results, strict=True)):
-        p = np.clip(result.probability[:, 1], 1e-12, 1 - 1e-12)
-        share = y[train].mean()
-        probability[test], fold[test] = result.probability[:, 1], number
-        log_odds[test] = np.log(p / (1 - p)) - np.log(share / (1 - share))
-    notes = list(plan.content["notes"])
-    if not all(r.converged for r in results):
-        notes.append("the logistic regression did not converge in every fold")
+    for what, value, known in (("features", features, GeneFeatures), ("classifier", classifier, Classifier)):
+        if value not in get_args(known):
+            raise UserError(f"unknown {what} {value!r}", fix=did_you_mean(value, get_args(known)))
+    tuned = features == "finetuned"
+    if tuned and permute:
+        raise UserError(
+            "the labels of fine-tuned models can't be permuted after training",
+            fix="permute those of another method, or fine-tune on permuted labels",
+        )
+    task = _task(split, permute=permute)
+    notes = list(task.plan.content["notes"])
+    if tuned:
+        found = _finetuned(task, [Path(p) for p in fold_models])
+    else:
+        read = read_features(
+            features, inputs, task.genes, cells=cells, column=column, gene=gene, vocabulary=vocabulary,
+            max_cells=max_cells, seed=task.plan.seed,
+        )  # fmt: skip
+        notes += read.notes
+        found = _classified(task, read.X, classifier=classifier, threads=threads)  # type: ignore[arg-type]
+    notes += found.notes
     if permute:
         notes.append("labels permuted: has to come out at chance")
-    positive = y.astype(bool)
-    score: dict[str, Any] = {
+    parameters: dict[str, Any] = {
+        "features": features, "column": column, "permute": permute, "seed": task.plan.seed,
+        "classifier": None if tuned else classifier,
+        "max_cells": max_cells if features in ("ranks", "counts") else None,
+    }  # fmt: skip
+    inputs_read = {"split": digest_file(split), "features": found.digest}
+    made = stamp("evaluate", REVISIONS["evaluate"], parameters=parameters, inputs=inputs_read)
+    score = {
         "benchmark": benchmark,
         "method": method,
         "kind": kind,
-        **plan.describe(),
-        "n": len(genes),
-        "class_sizes": plan.content["class_sizes"],
+        **_score(task, found),
+        "published": published_by_metric(published),
+        "notes": notes,
+    } | made
+    write_table(_table(task, found), predictions, metadata=made)
+    write_score(score, output)
+    return score
+
+
+def _score(task: Task, found: Prediction) -> dict[str, Any]:
+    """What a score says of the split and of how well its genes are told apart."""
+    measured = _measure(
+        task.positive, found.log_odds, task.fold, raw=found.raw, groups=task.groups, seed=task.plan.seed
+    )
+    chance = dict.fromkeys(("auc", *found.metrics), 0.5)
+    note = "the classifiers are not trained again"
+    if "auc_tokens" in found.metrics:
+        note = (
+            "the networks are not trained again; genes are resampled with all their tokens, whose scores are put into "
+            f"{LEVELS:,} levels: the ends for auc_tokens are exact to {1 / LEVELS:.3f}"
+        )
+    return {
+        **task.plan.describe(),
+        "n": len(task.genes),
+        "class_sizes": task.plan.content["class_sizes"],
         "interval": {
             "method": "percentile bootstrap",
             "level": metrics.LEVEL,
             "resamples": metrics.RESAMPLES,
-            "resampled": plan.unit or "genes",
-            "note": "the classifiers are not trained again",
+            "resampled": task.plan.unit or "genes",
+            "note": note,
         },
-        "metrics": _measure(
-            positive,
-            log_odds,
-            fold,
-            raw=X[:, 0] if X.shape[1] == 1 else None,
-            groups=groups,
-            seed=plan.seed,
-        ),
-        "chance": {"auc": 0.5},
-        "penalties": [r.penalty for r in results],
-        "published": published_by_metric(published),
-        "notes": notes,
+        "metrics": measured | found.metrics,
+        "chance": chance | {"average_precision": float(task.positive.mean())},
+        **found.about,
     }
-    parameters = {"features": features, "column": column, "permute": permute, "seed": plan.seed}
-    read = {"split": digest_file(split), "features": digest_arrays(X)}
-    made = stamp("evaluate", REVISIONS["evaluate"], parameters=parameters, inputs=read)
-    names = np.array(plan.classes, dtype=object)
-    table = pa.table(
+
+
+def _table(task: Task, found: Prediction) -> pa.Table:
+    """One row a gene."""
+    names = np.array(task.plan.classes, dtype=object)
+    return pa.table(
         {
-            "gene_id": pa.array(genes.tolist(), pa.string()),
-            "fold": pa.array([plan.folds[f]["name"] for f in fold], pa.string()),
-            "label": pa.array(truth.tolist(), pa.string()),
-            "predicted": pa.array(names[(probability > 0.5).astype(int)].tolist(), pa.string()),
-            "probability": pa.array(probability, pa.float64()),
-            "log_odds": pa.array(log_odds, pa.float64()),
+            "gene_id": pa.array(task.genes.tolist(), pa.string()),
+            "fold": pa.array([task.plan.folds[f]["name"] for f in task.fold], pa.string()),
+            "label": pa.array(task.truth.tolist(), pa.string()),
+            "predicted": pa.array(names[(found.probability > 0.5).astype(int)].tolist(), pa.string()),
+            "probability": pa.array(found.probability, pa.float64()),
+            "log_odds": pa.array(found.log_odds, pa.float64()),
         }
     )
-    write_table(table, predictions, metadata=made)
-    write_score(score | made, output)
-    return score | made

@@ -13,7 +13,16 @@ from cellformers.errors import UserError, did_you_mean
 from cellformers.io.files import read_json, write_json, write_text
 
 KINDS = ("model", "baseline", "control", "oracle")
-MAIN_METRICS = {"cells": ("macro_f1", "accuracy"), "genes": ("auc",)}
+MAIN_METRICS = {"cells": ("macro_f1", "accuracy"), "genes": ("auc",), "mixing": ("batch_correction",)}
+# shown where a method has them
+EXTRA_METRICS = {
+    "cells": ("auc", "macro_precision", "macro_recall", "unit_vote"),
+    "genes": ("auc_tokens", "average_precision"),
+    "mixing": (
+        "bio_conservation", "ilisi", "kbet", "graph_connectivity", "silhouette_batch", "clisi", "silhouette_label",
+        "nmi", "ari", "isolated_labels",
+    ),
+}  # fmt: skip
 REQUIRED = (
     "benchmark", "task", "dataset", "method", "kind", "label", "classes", "split", "n", "interval", "metrics",
     "chance", "published", "notes", "cellformers", "step", "revision", "parameters", "inputs",

@@ -11,6 +11,14 @@ import numpy as np
 from cellformers.errors import UserError
 from cellformers.evaluate.tables import Cells
 from cellformers.io.files import digest_arrays, read_json
+from cellformers.training.sides import DATASET_UNIT
+
+CELL_KINDS = {
+    "held-out": ("unit",),
+    "transfer": ("dataset", DATASET_UNIT),
+    "given": ("unit", "cell"),
+    "stratified": ("cell",),
+}
 
 
 @dataclass(frozen=True)
@@ -99,12 +107,43 @@ def check_units(cells: Cells, train: np.ndarray, test: np.ndarray, *, fold: str)
 
 
 def row_names(cells: Cells, by: str) -> np.ndarray:
-    """What each cell is called in a split by unit, by dataset or by cell: object[n] of str."""
-    if by == "unit":
+    """What each cell is called in a split by unit, dataset, unit of a dataset, or cell: object[n] of str."""
+    if by in ("unit", DATASET_UNIT):
         if cells.unit is None:
             raise UserError("the split holds out units, but names no column of units")
-        return cells.unit
+        if by == "unit":
+            return cells.unit
+        return np.array([f"{d}:{u}" for d, u in zip(cells.dataset, cells.unit, strict=True)], dtype=object)
     return cells.dataset if by == "dataset" else cells.keys()
+
+
+def shared_note(unit: str | None) -> str:
+    """What a transfer says that lets a donor or batch be on both sides."""
+    return f"the same {unit} may be on both sides: what is held out is the dataset"
+
+
+def cell_folds(split: Split, cells: Cells) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Row numbers (train, test) of the folds of a split of cells, with a new look for leaks.
+
+    Raises
+    ------
+    UserError
+        If a cell or a unit is on both sides of a fold, whatever the file says, or a fold has nothing to learn or test.
+    """
+    content = split.content
+    folds = split.masks(row_names(cells, content["by"]))
+    shared = content["by"] == "dataset" and content.get("shared_units", False)
+    for fold, (train, test) in zip(split.folds, folds, strict=True):
+        if np.intersect1d(train, test).size:
+            raise UserError(f"cells are on both sides of fold {fold['name']!r}")
+        # a single unit is no reason to call single cells independent; it is what a stratified split is for
+        if not shared and cells.unit is not None and len(set(cells.unit)) >= 2:
+            check_units(cells, train, test, fold=fold["name"])
+        if len(test) == 0 or len(set(cells.label[train])) < 2:
+            raise UserError(
+                f"fold {fold['name']!r} has nothing to test on, or fewer than two classes to learn"
+            )
+    return folds
 
 
 def cells_digest(cells: Cells) -> str:
@@ -127,6 +166,15 @@ def read_split(path: str | Path, *, task: Literal["cells", "genes"]) -> Split:
         raise UserError("is not a split", path=path, fix="make one with `cellformers split`")
     if content["task"] != task:
         raise UserError(f"is a split of {content['task']}, one of {task} is needed", path=path)
+    if task == "cells" and content["by"] not in CELL_KINDS.get(content["kind"], ()):
+        raise UserError(
+            f"claims to be {content['kind']!r} by {content['by']!r}, which no split is", path=path,
+            fix="make it again with `cellformers split`",
+        )  # fmt: skip
+    for number, fold in enumerate(content["folds"], start=1):
+        sides = [fold.get(side) for side in ("train", "test")] if isinstance(fold, dict) else []
+        if not sides or not isinstance(sides[1], list) or not isinstance(sides[0], list | None):
+            raise UserError(f"fold {number} has no lists of names", path=path, fix="make the split again")
     check_sides(content["folds"], what=content["by"], path=path)
     if content.get("groups"):
         group_of = dict(zip(content["genes"], content["groups"], strict=True))

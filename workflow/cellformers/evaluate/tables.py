@@ -7,6 +7,7 @@ cells as in `cells.parquet`, so that nothing depends on the order or the number 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,6 +18,8 @@ from cellformers.errors import UserError, did_you_mean
 from cellformers.io.files import open_parquet, read_json, read_table
 from cellformers.io.names import strip_version
 from cellformers.selection import MISSING, as_text
+
+STRETCH = 65_536  # rows of an embedding read at a time where only some are wanted
 
 
 @dataclass(frozen=True)
@@ -96,16 +99,55 @@ def read_cells(
     return Cells(joined[0], joined[1], joined[2], joined[3] if unit else None), excluded
 
 
-def _parquet_vectors(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
+def column_of(cells: Cells, files: Mapping[str, Path], column: str) -> np.ndarray:
+    """Another column of the tables that `cells` were read from, object[n] of str.
+
+    Raises
+    ------
+    UserError
+        If a table lacks the column, or a cell a value.
+    """
+    parts = []
+    for dataset in dict.fromkeys(cells.dataset):
+        with open_parquet(files[dataset]) as file:
+            require_column(file.schema_arrow.names, column, path=files[dataset])
+        table = read_table(files[dataset], columns=list(dict.fromkeys(["cell_id", column])))
+        rows = locate(
+            cells.cell_id[cells.dataset == dataset],
+            as_text(table["cell_id"]),
+            what="cells",
+            path=files[dataset],
+        )
+        values = as_text(table[column])[rows]
+        missing = sum(value is None for value in values)
+        if missing:
+            raise UserError(
+                f"{missing} cells have no {column!r}", path=files[dataset], fix="name another column"
+            )
+        parts.append(values)
+    return np.concatenate(parts)
+
+
+def _taken(names: np.ndarray, values: Any, wanted: pd.Index | None) -> tuple[np.ndarray, np.ndarray]:
+    """Names and rows, of those wanted only, of an array or an HDF5 dataset; the latter is read in stretches."""
+    if wanted is None:
+        return names, values[:]
+    keep = np.asarray(pd.Index(names).isin(wanted))
+    starts = range(0, len(names), STRETCH)
+    parts = [values[a : a + STRETCH][keep[a : a + STRETCH]] for a in starts if keep[a : a + STRETCH].any()]
+    return names[keep], np.concatenate(parts) if parts else values[:0]
+
+
+def _parquet_vectors(path: Path, key: str, wanted: pd.Index | None) -> tuple[np.ndarray, np.ndarray]:
     table = read_table(path, columns=[key, "embedding"])
     column = table["embedding"].combine_chunks()
     if not pa.types.is_fixed_size_list(column.type) or column.null_count:
         raise UserError("column 'embedding' is not a list of one fixed length in every row", path=path)
     flat = column.flatten().to_numpy(zero_copy_only=False)
-    return as_text(table[key]), flat.reshape(len(column), column.type.list_size)
+    return _taken(as_text(table[key]), flat.reshape(len(column), column.type.list_size), wanted)
 
 
-def _h5ad_vectors(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _h5ad_vectors(path: Path, wanted: pd.Index | None) -> tuple[np.ndarray, np.ndarray]:
     try:
         with h5py.File(path, "r") as file:
             obs = file["obs"]
@@ -119,13 +161,18 @@ def _h5ad_vectors(path: Path) -> tuple[np.ndarray, np.ndarray]:
                     path=path,
                     fix=f"name the entry {named}",
                 )
-            return np.asarray(ids, dtype=object), file["obsm"][named if named in keys else own[0]][:]
+            names = np.asarray(ids, dtype=object)
+            return _taken(names, file["obsm"][named if named in keys else own[0]], wanted)
     except (OSError, KeyError) as error:
         raise UserError(f"not a readable h5ad of embeddings ({error})", path=path) from error
 
 
-def read_vectors(paths: Sequence[Path], *, key: str = "cell_id") -> tuple[np.ndarray, np.ndarray]:
+def read_vectors(
+    paths: Sequence[Path], *, key: str = "cell_id", wanted: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Read the rows of embedding shards (Parquet), of gene embeddings (`key="gene_id"`) or of an embeddings .h5ad.
+
+    With `wanted` only rows of these names are kept; a whole shard of Parquet is in memory at a time.
 
     Returns
     -------
@@ -141,7 +188,10 @@ def read_vectors(paths: Sequence[Path], *, key: str = "cell_id") -> tuple[np.nda
     ids: list[np.ndarray] = []
     vectors: list[np.ndarray] = []
     for path in map(Path, paths):
-        names, values = _h5ad_vectors(path) if path.suffix == ".h5ad" else _parquet_vectors(path, key)
+        only = None if wanted is None else pd.Index(wanted)
+        names, values = (
+            _h5ad_vectors(path, only) if path.suffix == ".h5ad" else _parquet_vectors(path, key, only)
+        )
         if vectors and values.shape[1] != vectors[0].shape[1]:
             raise UserError(
                 f"has {values.shape[1]} dimensions, the files before have {vectors[0].shape[1]}", path=path
@@ -183,8 +233,9 @@ def aligned_vectors(cells: Cells, files: Mapping[str, Sequence[Path]]) -> np.nda
     for dataset in dict.fromkeys(cells.dataset):
         if dataset not in files:
             raise UserError(f"no embedding files given for dataset {dataset!r}")
-        ids, vectors = read_vectors(files[dataset])
-        rows = locate(cells.cell_id[cells.dataset == dataset], ids, what="cells", path=files[dataset][0])
+        wanted = cells.cell_id[cells.dataset == dataset]
+        ids, vectors = read_vectors(files[dataset], wanted=wanted)
+        rows = locate(wanted, ids, what="cells", path=files[dataset][0])
         if parts and vectors.shape[1] != parts[0].shape[1]:
             raise UserError(
                 f"has {vectors.shape[1]} dimensions, the other dataset {parts[0].shape[1]}",

@@ -1,16 +1,18 @@
 """Counts stored as a full table in HDF5 or zarr, cells in rows (AnnData) or in columns (loom).
 
-Chunks are read whole and once each. Where one column of chunks holds more cells than a block may (genes stored one
-after the other, or a contiguous loom), the table is read in one pass along its storage and spilled.
+Chunks are read whole and once each, gzipped ones without the library's detours (`chunks`). Where one column of chunks
+holds more cells than a block may (genes stored one after the other, or a contiguous loom), the table is read in one
+pass along its storage and spilled.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cellformers.errors import UserError
+from cellformers.io.chunks import ChunkReader, open_chunks
 from cellformers.io.source import Block, Head, Matrix
 from cellformers.io.spill import Spill, split
 from cellformers.io.validate import Checker
@@ -45,6 +47,7 @@ class DenseMatrix(Matrix):
         chunks = table.chunks or (1, max(shape[1], 1))
         self._chunks = tuple(max(1, min(int(c), n)) for c, n in zip(chunks, shape, strict=True))
         self._spill: Spill | None = None
+        self._direct = open_chunks(table, cells_in_rows=cells_in_rows)
 
     def _cell_bytes(self) -> int:
         return max(1, self.n_features * self._dtype.itemsize)
@@ -66,6 +69,9 @@ class DenseMatrix(Matrix):
 
     def head(self) -> Head:
         """The values of the first cells, or of the first genes where those are cheaper to read."""
+        if self._direct is not None:
+            indptr, indices, values = self._direct.read(0)
+            return Head(values, _locator(0, indptr, indices), True)
         width = self._width(_HEAD_BYTES)
         if width is not None:
             n = min(max(1, _HEAD_BYTES // self._cell_bytes()), self.n_cells)
@@ -81,6 +87,10 @@ class DenseMatrix(Matrix):
 
     def blocks(self, max_bytes: int, check: Checker) -> Iterator[Block]:
         """All cells in order."""
+        if self._direct is not None:
+            for lo, indptr, indices, values in _gathered(self._direct, max_bytes):
+                yield from _checked(lo, indptr, indices, values, check, max_bytes)
+            return
         width = self._width(max_bytes)
         if width is None:
             if self._spill is None:
@@ -97,13 +107,7 @@ class DenseMatrix(Matrix):
             dense = self._cells(lo, min(lo + width, self.n_cells))
             indptr, indices, values = compress(dense, cells_in_rows=self._rows)
             del dense
-
-            def locate(
-                k: int, lo: int = lo, indptr: Array = indptr, indices: Array = indices
-            ) -> tuple[int, int]:
-                return lo + int(np.searchsorted(indptr, k, side="right")) - 1, int(indices[k])
-
-            yield from split(Block(lo, indptr, indices, check(values, locate)), max_bytes)
+            yield from _checked(lo, indptr, indices, values, check, max_bytes)
 
     def _fill(self, spill: Spill, max_bytes: int, check: Checker) -> None:
         """Read the table in tiles of whole chunks, along its rows."""
@@ -130,6 +134,44 @@ class DenseMatrix(Matrix):
         if self._spill is not None:
             self._spill.close()
             self._spill = None
+
+
+def _checked(
+    start: int, indptr: Array, indices: Array, values: Array, check: Checker, max_bytes: int
+) -> Iterator[Block]:
+    """Cells from `start` on as blocks of counts."""
+    return split(Block(start, indptr, indices, check(values, _locator(start, indptr, indices))), max_bytes)
+
+
+def _locator(start: int, indptr: Array, indices: Array) -> Callable[[int], tuple[int, int]]:
+    """What tells the cell and the feature of an entry of CSR that begins with cell `start`."""
+    return lambda k: (start + int(np.searchsorted(indptr, k, side="right")) - 1, int(indices[k]))
+
+
+def _gathered(reader: ChunkReader, max_bytes: int) -> Iterator[tuple[int, Array, Array, Array]]:
+    """Columns of chunks, as many together as fit into `max_bytes`: first cell, indptr, indices, values."""
+    start, held = 0, 0
+    waiting: list[tuple[Array, Array, Array]] = []
+    for number in range(reader.n_bands):
+        part = reader.read(number)
+        size = sum(array.nbytes for array in part)
+        if waiting and held + size > max_bytes:
+            yield start, *_joined(waiting)
+            start += sum(len(indptr) - 1 for indptr, _, _ in waiting)
+            waiting, held = [], 0
+        waiting.append(part)
+        held += size
+    if waiting:
+        yield start, *_joined(waiting)
+
+
+def _joined(parts: list[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
+    """CSR of consecutive cells, one below the other."""
+    sizes = np.concatenate([np.diff(indptr) for indptr, _, _ in parts])
+    indptr = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=indptr[1:])
+    indices, values = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
+    return indptr, indices, values
 
 
 def _native(part: Any) -> Array:

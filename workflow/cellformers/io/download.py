@@ -6,6 +6,9 @@ Bytes go to a hidden file beside the target, with a name that stays the same, so
 last one was interrupted, if the file on the server is still the same. It takes its name when size and digest fit. One
 process at a time fetches a target; others wait for it. Proxies are taken from the environment; a redirection to
 another host never sees the credentials of the first.
+
+With CELLFORMERS_MIRROR set, https://host/path?query is fetched from $CELLFORMERS_MIRROR/host/path?query instead: a copy
+of the public servers within an institute, where a plain server of files is enough. It never sees credentials.
 """
 
 import email.utils
@@ -20,6 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from cellformers import __version__
 from cellformers.errors import DISK_FULL, UserError
@@ -33,6 +37,8 @@ PIECE = 1 << 16
 CONNECT_TIMEOUT = 20.0
 LONGEST_WAIT = 120.0
 LONGEST_DOCUMENT = 16 << 20
+MIRROR = "CELLFORMERS_MIRROR"
+CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
 # Answers of a server that may be another one in a moment.
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -62,12 +68,46 @@ class Fetched:
     sha256: str
 
 
+class NoSuchFileError(UserError):
+    """The server is there, the file is not."""
+
+
 class _PassingError(Exception):
     """A failure that may pass; `wait` is the pause in seconds the server asked for."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
         self.wait = wait
+
+
+# --- a mirror -------------------------------------------------------------------------------------------
+
+
+def mirrored(url: str) -> str:
+    """Where a file is fetched from: the address under CELLFORMERS_MIRROR, or `url` where that is not set.
+
+    UserError where the variable holds no http(s) address.
+    """
+    mirror = os.environ.get(MIRROR, "").strip().rstrip("/")
+    if not mirror:
+        return url
+    base = urlsplit(mirror)
+    if base.scheme not in ("http", "https") or not base.hostname or base.username or base.query:
+        raise UserError(
+            f"{MIRROR} is {mirror!r}, no address of a server", fix="set it to https://host/folder"
+        )
+    there = urlsplit(url)
+    host = there.netloc.rpartition("@")[2]  # a name and a password before the host are credentials too
+    return f"{mirror}/{host}{there.path}" + (f"?{there.query}" if there.query else "")
+
+
+def _through_mirror(url: str, headers: Mapping[str, str], denied: str) -> tuple[str, dict[str, str], str]:
+    """Address, headers and advice as they are, or those for the mirror: without credentials."""
+    where = mirrored(url)
+    if where == url:
+        return url, dict(headers), denied
+    kept = {name: value for name, value in headers.items() if name.lower() not in CREDENTIALS}
+    return where, kept, f"the mirror that {MIRROR} names has to give files without credentials"
 
 
 # --- one request ----------------------------------------------------------------------------------------
@@ -122,7 +162,9 @@ def _check_status(response: "Response", url: str, denied: str) -> None:
     if code in (401, 403):
         raise UserError(f"the server refuses (HTTP {code})", path=url, fix=denied)
     if code in (404, 410):
-        raise UserError(f"no such file on the server (HTTP {code})", path=url, fix="check name and version")
+        raise NoSuchFileError(
+            f"no such file on the server (HTTP {code})", path=url, fix="check name and version"
+        )
     raise UserError(f"the server answers HTTP {code}", path=url, fix="try again later")
 
 
@@ -169,11 +211,12 @@ def read_url(
 ) -> bytes:
     """A small document, up to 16 MiB; retries and errors as `fetch`."""
     patience = patience or Patience()
+    url, headers, denied = _through_mirror(url, headers or {}, denied)
     content = bytearray()
 
     def attempt() -> None:
         content.clear()
-        with _get(url, headers or {}, patience, denied) as response:
+        with _get(url, headers, patience, denied) as response:
             for piece in _pieces(response, decode=True):
                 content.extend(piece)
                 if len(content) > LONGEST_DOCUMENT:
@@ -207,7 +250,7 @@ def fetch(
     size, sha256
         Bytes and digest (64 hexadecimal digits) it must have; None: not known.
     headers
-        Sent to the host of `url`; `Authorization` not to others.
+        Sent to the host of `url`; credentials neither to others nor to a mirror.
     denied, changed
         What to advise where the server refuses, and where the file is not the expected one.
     progress
@@ -220,6 +263,7 @@ def fetch(
         removed); if there is no room (what has come is kept).
     """
     target, patience = Path(target), patience or Patience()
+    url, headers, denied = _through_mirror(url, headers or {}, denied)
     try:
         with exclusive(
             target.with_name(f".lock-{target.name}"),
@@ -230,7 +274,7 @@ def fetch(
                 progress(there.size)
                 return there
             return _download(
-                url, target, size=size, sha256=sha256, headers=headers or {}, denied=denied, changed=changed,
+                url, target, size=size, sha256=sha256, headers=headers, denied=denied, changed=changed,
                 progress=progress, patience=patience, held=held,
             )  # fmt: skip
     except OSError as error:

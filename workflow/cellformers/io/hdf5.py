@@ -135,22 +135,26 @@ def stretch(dataset: h5py.Dataset) -> Stretch:
     return ChunkedStretch(dataset) if offsets is None else StoredStretch(dataset, offsets)
 
 
+def stored_as_is(dataset: h5py.Dataset) -> bool:
+    """Whether the bytes that a type stores (once filters are undone) are those that numpy has in memory."""
+    dtype = dataset.dtype
+    if dtype.kind not in "iuf" or not dtype.isnative or dataset.is_virtual or dataset.external:
+        return False
+    # no padding or odd offsets within the bytes
+    return bool(dataset.id.get_type() == h5py.h5t.py_create(dtype))
+
+
 def _offsets(dataset: h5py.Dataset) -> Array | None:
     """Where the chunks (one, if contiguous) of an unfiltered dataset lie in the file; None: read by the library."""
     dtype = dataset.dtype
     plist = dataset.id.get_create_plist()
     if (
         dataset.ndim != 1
-        or dtype.kind not in "iuf"
-        or not dtype.isnative
+        or not stored_as_is(dataset)
         or dataset.size == 0
         or plist.get_nfilters()
-        or dataset.is_virtual
-        or dataset.external
         or dataset.file.userblock_size
         or dataset.file.driver not in ("sec2", "stdio")
-        # what a type stores must be what numpy has: no padding or odd offsets within the bytes
-        or dataset.id.get_type() != h5py.h5t.py_create(dtype)
     ):
         return None
     layout = plist.get_layout()

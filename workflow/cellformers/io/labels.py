@@ -33,16 +33,24 @@ class LabelTable:
     columns: Mapping[str, str] | None = None
 
 
-def read_labels(path: str | Path, *, text_columns: Sequence[str] = ()) -> pa.Table:
+def read_labels(
+    path: str | Path,
+    *,
+    text_columns: Sequence[str] = (),
+    categories: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
     """Read a csv, tsv or Parquet table, gzipped or not.
 
     The separator of text is the most frequent of tab, comma and semicolon in the first line. Column types are found
     out, except that `text_columns` stay text (a barcode may look like a number); empty fields and `NA` are null.
+    Columns of text named in `categories` come as dictionaries, 4 bytes a row. Where `columns` are given, only these
+    are read and kept.
 
     Raises
     ------
     UserError
-        If the file is missing, empty or not such a table.
+        If the file is missing, empty or not such a table, or lacks one of `columns`.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,8 +58,18 @@ def read_labels(path: str | Path, *, text_columns: Sequence[str] = ()) -> pa.Tab
     with path.open("rb") as file:
         magic = file.read(4)
     if magic == b"PAR1":
-        return _plain(read_table(path))
-    return _read_text(path, gzipped=magic[:2] == b"\x1f\x8b", text_columns=text_columns)
+        table = _plain(read_table(path))
+        _require(columns or (), table.column_names, path)
+        return table if columns is None else table.select(list(columns))
+    types = dict.fromkeys(text_columns, pa.string())
+    types |= dict.fromkeys(categories, pa.dictionary(pa.int32(), pa.string()))
+    return _read_text(path, gzipped=magic[:2] == b"\x1f\x8b", types=types, columns=columns)
+
+
+def _require(columns: Sequence[str], there: Sequence[str], path: Path) -> None:
+    for column in columns:
+        if column not in there:
+            raise UserError(f"has no column {column!r}", path=path, fix=did_you_mean(column, there))
 
 
 def _plain(table: pa.Table) -> pa.Table:
@@ -65,7 +83,9 @@ def _plain(table: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-def _read_text(path: Path, *, gzipped: bool, text_columns: Sequence[str]) -> pa.Table:
+def _read_text(
+    path: Path, *, gzipped: bool, types: Mapping[str, pa.DataType], columns: Sequence[str] | None
+) -> pa.Table:
     from pyarrow import csv as pacsv
 
     try:
@@ -82,15 +102,22 @@ def _read_text(path: Path, *, gzipped: bool, text_columns: Sequence[str]) -> pa.
         repeated = next((name for name in header if header.count(name) > 1), None)
         if repeated is not None:
             raise UserError(f"has two columns called {repeated!r}", path=path, fix="rename one of them")
+        _require(columns or (), header, path)
+        # read_csv finds types out and holds the whole text for that: twice the table, or more
+        known = all(name in types for name in columns or header)
         with gzip.open(path, "rb") if gzipped else path.open("rb") as stream:
-            return pacsv.read_csv(
+            read = pacsv.open_csv if known else pacsv.read_csv
+            found = read(
                 stream,
                 read_options=pacsv.ReadOptions(column_names=header, skip_rows=1, use_threads=False),
                 parse_options=pacsv.ParseOptions(delimiter=separator, newlines_in_values=True),
                 convert_options=pacsv.ConvertOptions(
-                    column_types=dict.fromkeys(text_columns, pa.string()), strings_can_be_null=True
+                    column_types=dict(types),
+                    strings_can_be_null=True,
+                    include_columns=list(columns or ()),
                 ),
             )
+            return found.read_all() if known else found
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error, OSError, EOFError) as error:
         raise UserError(f"not readable as a csv, tsv or Parquet table ({error})", path=path) from error
 
@@ -127,11 +154,7 @@ def join_labels(
     wanted = labels.columns
     if wanted is None:
         wanted = {column: column for column in table.column_names if column not in used}
-    for column in (labels.key, *wanted):
-        if column not in table.column_names:
-            raise UserError(
-                f"has no column {column!r}", path=path, fix=did_you_mean(column, table.column_names)
-            )
+    _require([labels.key, *wanted], table.column_names, path)
     keys = table.column(labels.key).cast(pa.string()).to_numpy(zero_copy_only=False)
     rows = np.full(len(cell_ids), -1)
     if samples is not None and "sample" in table.column_names:

@@ -30,6 +30,7 @@ CELL_NAMES = (
     "sample",
     "index",
 )
+_CELLS_AT_A_TIME = 1 << 16
 GENE_NAMES = (
     "gene",
     "genes",
@@ -119,9 +120,7 @@ def _open(root: Any, path: Path, options: ReadOptions) -> CountSource:
         elsewhere=f"name the raw counts with layer: (layers: {', '.join(known) or 'none'})",
         options=options,
         read_obs=lambda: {
-            a: np.asarray(values_of(node))
-            for a, node in columns.items()
-            if node.shape == (n_cells,) and a != cell
+            a: _column(node) for a, node in columns.items() if node.shape == (n_cells,) and a != cell
         },
     )
 
@@ -132,6 +131,25 @@ def _attributes(root: Any, group: str) -> dict[str, Any]:
         return {}
     children = {name: hdf5.child(node, name) for name in node}
     return {name: c for name, c in children.items() if isinstance(c, h5py.Dataset) and len(c.shape) >= 1}
+
+
+def _column(node: Any) -> Any:
+    """An attribute of all cells: numbers as they are, texts as object, equal ones the same object.
+
+    Of millions of cells each has one of a few dozen types or donors: a text for each cell would fill the memory.
+    """
+    if node.dtype.kind in "biufc":
+        return np.asarray(node[:])
+    known: dict[Any, str] = {}
+    out = np.empty(len(node), dtype=object)
+    for lo in range(0, len(node), _CELLS_AT_A_TIME):
+        part = node[lo : lo + _CELLS_AT_A_TIME].tolist()
+        new = [value for value in dict.fromkeys(part) if value not in known]
+        known.update(zip(new, texts(np.array([*new, None], dtype=object)[:-1]), strict=True))
+        out[lo : lo + len(part)] = [known[value] for value in part]
+        if len(known) > _CELLS_AT_A_TIME:  # names rather than labels
+            known.clear()
+    return out
 
 
 def _called(attributes: dict[str, Any], wanted: tuple[str, ...]) -> str | None:

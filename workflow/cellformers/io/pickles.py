@@ -1,8 +1,8 @@
 """Dictionaries out of pickles that were downloaded, without running what a pickle can ask for.
 
 A pickle is a program: it may import any function and call it. This unpickler knows two functions, the ones a numpy
-scalar is made of, and has its own harmless versions of both; everything else is refused by name. What it returns
-is a dict of str to int, float or str.
+scalar is made of, and has its own harmless versions of both; everything else is refused by name. What comes out is a
+dict of str to int, float or str (`read_dictionary`), or to lists of str (`read_lists`).
 """
 
 import pickle
@@ -71,6 +71,42 @@ def read_dictionary(path: str | Path) -> dict[str, int | float | str]:
         numbers (the message names it), or holds something else.
     """
     path = Path(path)
+    value = _load(path)
+    for key, item in value.items():
+        if type(key) is not str or type(item) not in {int, float, str}:
+            raise UserError(
+                f"its entry {str(key)[:40]!r} is a {type(item).__name__}, not a number or a name",
+                path=path,
+                fix=_FIX,
+            )
+    return value
+
+
+def read_lists(path: str | Path) -> dict[str, list[str]]:
+    """Read a pickled dict of str to lists of str: names of classes, and the genes of each. Sets come out sorted.
+
+    Raises
+    ------
+    UserError
+        As `read_dictionary`.
+    """
+    path = Path(path)
+    value = _load(path)
+    lists: dict[str, list[str]] = {}
+    for key, items in value.items():
+        plain = type(items) in {list, tuple, set, frozenset} and all(type(item) is str for item in items)
+        if type(key) is not str or not plain:
+            raise UserError(
+                f"its entry {str(key)[:40]!r} is no list of names ({type(items).__name__})",
+                path=path,
+                fix="use the file as published",
+            )
+        lists[key] = sorted(items) if isinstance(items, set | frozenset) else list(items)
+    return lists
+
+
+def _load(path: Path) -> dict[Any, Any]:
+    """The dict in a pickle, its keys and values unchecked."""
     if not path.is_file():
         raise UserError("no such file", path=path)
     if path.stat().st_size > MAX_BYTES:
@@ -91,11 +127,4 @@ def read_dictionary(path: str | Path) -> dict[str, int | float | str]:
         ) from error
     if not isinstance(value, dict):
         raise UserError(f"holds a {type(value).__name__}, a dictionary is expected", path=path, fix=_FIX)
-    for key, item in value.items():
-        if type(key) is not str or type(item) not in {int, float, str}:
-            raise UserError(
-                f"its entry {str(key)[:40]!r} is a {type(item).__name__}, not a number or a name",
-                path=path,
-                fix=_FIX,
-            )
     return value

@@ -157,7 +157,8 @@ class CountSource:
 
         with reading(self.path):
             columns = self.read_obs()
-        return pd.DataFrame(columns, index=pd.Index(self.cell_ids, name="cell_id", dtype=object), copy=False)
+        index = as_strings(self.names.to_pylist())  # cell_ids would stay in memory
+        return pd.DataFrame(columns, index=pd.Index(index, name="cell_id", dtype=object), copy=False)
 
     def checker(self) -> "Checker":
         """What turns raw values of this file into counts or refuses them."""

@@ -9,12 +9,15 @@ and in half a page; text in the SVG files is text, and clouds of points are embe
 """
 
 from cellformers.plots.cells import umap_categories
+from cellformers.plots.curves import Curve, precision_recall, roc
+from cellformers.plots.grids import confusion, grid
 from cellformers.plots.quality import qc_histogram, qc_overview, qc_scatter, tokens_per_cell
 from cellformers.plots.runs import loss_curve, runtime_bars
-from cellformers.plots.scores import Curve, Score, confusion, forest, roc
+from cellformers.plots.scores import Pair, Published, Score, forest, plane
 from cellformers.plots.style import palette
 
 __all__ = [
-    "Curve", "Score", "confusion", "forest", "loss_curve", "palette", "qc_histogram", "qc_overview", "qc_scatter",
-    "roc", "runtime_bars", "tokens_per_cell", "umap_categories",
+    "Curve", "Pair", "Published", "Score", "confusion", "forest", "grid", "loss_curve", "palette", "plane",
+    "precision_recall", "qc_histogram", "qc_overview", "qc_scatter", "roc", "runtime_bars", "tokens_per_cell",
+    "umap_categories",
 ]  # fmt: skip

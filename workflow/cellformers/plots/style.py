@@ -84,6 +84,7 @@ def draw_figure(stem: str | Path, size: tuple[float, float], draw: Callable[[Fig
         draw(figure)
         with atomic_path(stem.with_name(stem.name + ".png")) as path:
             figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
+        figure.set_layout_engine("none")  # what has been laid out stays in its place, which is slow to find
         with atomic_path(stem.with_name(stem.name + ".svg")) as path:
             figure.savefig(path, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
 

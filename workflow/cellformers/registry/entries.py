@@ -8,6 +8,7 @@ from typing import Any
 
 from cellformers.errors import UserError, did_you_mean
 from cellformers.models.bert_config import Config
+from cellformers.registry.fields import NAME, SHA256, maybe, one_of, positive, table, text
 from cellformers.resources import resource
 
 CHECKPOINTS = "checkpoints.yaml"
@@ -21,8 +22,6 @@ ARCHITECTURE = (
     "layer_norm_eps", "initializer_range",
 )  # fmt: skip
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _REVISION = re.compile(r"[\w./-]+")
 _PATH = re.compile(r"(?!.*\.\.)[\w.+-]+(/[\w.+-]+)*")
@@ -120,7 +119,7 @@ def read_registry(path: str | Path | None = None) -> Registry:
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"not readable as YAML ({' '.join(str(error).split())})", path=path) from error
     try:
-        content = _table(content, "the registry", ("vocabularies", "models"))
+        content = table(content, "the registry", ("vocabularies", "models"))
         vocabularies = {name: _vocabulary(name, entry) for name, entry in _named(content["vocabularies"])}
         models = {name: _model(name, entry, vocabularies) for name, entry in _named(content["models"])}
         for name in set(models) & set(vocabularies):
@@ -130,45 +129,10 @@ def read_registry(path: str | Path | None = None) -> Registry:
     return Registry(models, vocabularies)
 
 
-def _named(table: Any) -> list[tuple[str, Any]]:
-    if not isinstance(table, Mapping) or not table:
+def _named(section: Any) -> list[tuple[str, Any]]:
+    if not isinstance(section, Mapping) or not section:
         raise ValueError("has a section without entries")
-    return [(_text(name, "the name of an entry", _NAME), entry) for name, entry in table.items()]
-
-
-def _table(value: Any, where: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
-    """A mapping of exactly these keys."""
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{where} is no mapping")
-    for key in value:
-        if key not in keys:
-            raise ValueError(f"{where}: unknown key {key!r}; {did_you_mean(key, keys)}")
-    for key in keys:
-        if key not in value:
-            raise ValueError(f"{where} lacks {key}")
-    return value
-
-
-def _text(value: Any, where: str, pattern: re.Pattern[str] | None = None) -> str:
-    if not isinstance(value, str) or not (pattern.fullmatch(value) if pattern else value.strip()):
-        raise ValueError(f"{where} is {value!r}")
-    return value
-
-
-def _maybe(value: Any, where: str, pattern: re.Pattern[str] | None = None) -> str | None:
-    return None if value is None else _text(value, where, pattern)
-
-
-def _positive(value: Any, where: str) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{where} is {value!r}, not a positive whole number")
-    return value
-
-
-def _one_of(value: Any, where: str, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise ValueError(f"{where} is {value!r}; {did_you_mean(str(value), known)}")
-    return str(value)
+    return [(text(name, "the name of an entry", NAME), entry) for name, entry in section.items()]
 
 
 _KEYS = ("repository", "revision", "folder", "files", "licence", "citation", "note")
@@ -179,46 +143,46 @@ def _common(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """What models and vocabularies have in common."""
     if not isinstance(entry["files"], Mapping):
         raise ValueError(f"{name}: files is no mapping")
-    folder = entry["folder"] if entry["folder"] == "" else _text(entry["folder"], f"{name}: folder", _PATH)
+    folder = entry["folder"] if entry["folder"] == "" else text(entry["folder"], f"{name}: folder", _PATH)
     return {
         "name": name,
-        "repository": _text(entry["repository"], f"{name}: repository", _REPOSITORY),
-        "revision": _maybe(entry["revision"], f"{name}: revision", _REVISION),
+        "repository": text(entry["repository"], f"{name}: repository", _REPOSITORY),
+        "revision": maybe(entry["revision"], f"{name}: revision", _REVISION),
         "files": tuple(_file(name, folder, file, known) for file, known in entry["files"].items()),
-        "licence": _maybe(entry["licence"], f"{name}: licence"),
-        "citation": _text(entry["citation"], f"{name}: citation"),
-        "note": _maybe(entry["note"], f"{name}: note"),
+        "licence": maybe(entry["licence"], f"{name}: licence"),
+        "citation": text(entry["citation"], f"{name}: citation"),
+        "note": maybe(entry["note"], f"{name}: note"),
     }
 
 
 def _file(name: str, folder: str, file: Any, known: Any) -> RemoteFile:
     where = f"{name}: {file}"
-    known = _table(known, where, ("size", "sha256"))
+    known = table(known, where, ("size", "sha256"))
     return RemoteFile(
-        "/".join(filter(None, (folder, _text(file, where, _NAME)))),
-        None if known["size"] is None else _positive(known["size"], f"{where}: size"),
-        _maybe(known["sha256"], f"{where}: sha256", _SHA256),
+        "/".join(filter(None, (folder, text(file, where, NAME)))),
+        None if known["size"] is None else positive(known["size"], f"{where}: size"),
+        maybe(known["sha256"], f"{where}: sha256", SHA256),
     )
 
 
 def _vocabulary(name: str, entry: Any) -> PublishedVocabulary:
-    made = PublishedVocabulary(**_common(name, _table(entry, name, _KEYS)))
+    made = PublishedVocabulary(**_common(name, table(entry, name, _KEYS)))
     if len(made.files) != 4:
         raise ValueError(f"{name} has {len(made.files)} files, not the four dictionaries")
     return made
 
 
 def _model(name: str, entry: Any, vocabularies: Mapping[str, PublishedVocabulary]) -> PublishedModel:
-    entry = _table(entry, name, _MODEL_KEYS)
-    architecture = dict(_table(entry["architecture"], f"{name}: architecture", ARCHITECTURE))
+    entry = table(entry, name, _MODEL_KEYS)
+    architecture = dict(table(entry["architecture"], f"{name}: architecture", ARCHITECTURE))
     # every field is there, so nothing of it is a default
     config = Config.from_dict({"model_type": "bert", **architecture})
     made = PublishedModel(
         **_common(name, entry),
-        layout=_one_of(entry["layout"], f"{name}: layout", LAYOUTS),
-        head=_one_of(entry["head"], f"{name}: head", HEADS),
-        vocabulary=_one_of(entry["vocabulary"], f"{name}: vocabulary", tuple(vocabularies)),
-        n_parameters=_positive(entry["n_parameters"], f"{name}: n_parameters"),
+        layout=one_of(entry["layout"], f"{name}: layout", LAYOUTS),
+        head=one_of(entry["head"], f"{name}: head", HEADS),
+        vocabulary=one_of(entry["vocabulary"], f"{name}: vocabulary", tuple(vocabularies)),
+        n_parameters=positive(entry["n_parameters"], f"{name}: n_parameters"),
         architecture={key: getattr(config, key) for key in ARCHITECTURE},
     )
     names = sorted(file.name for file in made.files)

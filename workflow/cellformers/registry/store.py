@@ -23,7 +23,7 @@ from cellformers.registry.entries import PublishedVocabulary, RemoteFile, is_com
 LOCK_FILE = "checkpoints.lock.json"
 DEFAULT_ENDPOINT = "https://huggingface.co"
 DENIED = "set HF_TOKEN to a token of your account, and accept the licence on the model's page if it has one"
-_SECTIONS = ("revisions", "files", "folders")
+SECTIONS = ("revisions", "files", "folders")
 
 Record = dict[str, dict[str, Any]]
 """Files of a folder by relative path: size and sha256 of each."""
@@ -37,36 +37,52 @@ def home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cellformers"
 
 
-def check_online(what: str) -> None:
-    """UserError where a variable forbids the network."""
+def offline() -> str | None:
+    """The variable that forbids the network, or None."""
     for variable in ("CELLFORMERS_OFFLINE", "HF_HUB_OFFLINE"):
         if os.environ.get(variable, "").strip().lower() not in ("", "0", "false", "no", "off"):
-            raise UserError(
-                f"{what} is not complete in {home()}, and {variable} forbids to fetch it",
-                fix=f"unset {variable}, or download it on a machine with network and the same CELLFORMERS_HOME",
-            )
+            return variable
+    return None
+
+
+def check_online(what: str) -> None:
+    """UserError where a variable forbids the network."""
+    variable = offline()
+    if variable is not None:
+        raise UserError(
+            f"{what} is not complete in {home()}, and {variable} forbids to fetch it",
+            fix=f"unset {variable}, or download it on a machine with network and the same CELLFORMERS_HOME",
+        )
 
 
 # --- the lock file --------------------------------------------------------------------------------------
 
 
-def read_lock() -> dict[str, dict[str, Any]]:
-    """Sections revisions (name: commit), files (repository/path: size, sha256), folders (folder: files)."""
-    path = home() / LOCK_FILE
+Lock = dict[str, dict[str, Any]]
+"""Sections of a lock file."""
+
+
+def read_lock(name: str = LOCK_FILE, sections: tuple[str, ...] = SECTIONS) -> Lock:
+    """A lock file of the cache, with all its sections.
+
+    That of the checkpoints has revisions (name: commit), files (repository/path: size, sha256) and folders (folder:
+    files). UserError where there is something else under its name.
+    """
+    path = home() / name
     found = read_json(path) if path.exists() else {}
-    if not isinstance(found, dict) or not all(isinstance(found.get(key, {}), dict) for key in _SECTIONS):
+    if not isinstance(found, dict) or not all(isinstance(found.get(key, {}), dict) for key in sections):
         raise UserError("is no lock file of cellformers", path=path, fix="remove it")
-    return {key: found.get(key, {}) for key in _SECTIONS}
+    return {key: found.get(key, {}) for key in sections}
 
 
 @contextmanager
-def changing_lock() -> Iterator[dict[str, dict[str, Any]]]:
-    """The content of the lock file, written back when the block ends; one process at a time."""
-    path = home() / LOCK_FILE
-    with exclusive(path.with_name(f".lock-{LOCK_FILE}")):
-        lock = read_lock()
+def changing_lock(name: str = LOCK_FILE, sections: tuple[str, ...] = SECTIONS) -> Iterator[Lock]:
+    """The content of a lock file, written back when the block ends; one process at a time."""
+    path = home() / name
+    with exclusive(path.with_name(f".lock-{name}")):
+        lock = read_lock(name, sections)
         yield lock
-        write_json({key: dict(sorted(lock[key].items())) for key in _SECTIONS}, path)
+        write_json({key: dict(sorted(lock[key].items())) for key in sections}, path)
 
 
 def forget(entry: PublishedVocabulary, folder: str) -> None:

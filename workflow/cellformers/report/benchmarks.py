@@ -1,283 +1,274 @@
-"""Sections about scores: every method of a benchmark beside its baselines, and what that says in words."""
+"""Pages about scores: one a benchmark, every method beside its baselines and the published numbers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cellformers import plots
-from cellformers.evaluate.scores import KINDS, MAIN_METRICS, read_score
-from cellformers.io.files import read_table
-from cellformers.report import words
-from cellformers.report.figures import Figures
+from cellformers.evaluate.scores import EXTRA_METRICS, KINDS, MAIN_METRICS, read_score
+from cellformers.report import charts, verdicts, words
+from cellformers.report.figures import Figures, file_stem
+from cellformers.report.maps import Maps
+from cellformers.report.score_tables import write_scores
 from cellformers.report.spec import ReportSpec
+from cellformers.report.verdicts import ranked, row_name, value
 
-EXTRA_METRICS = {"cells": (), "genes": ("average_precision",)}
-MAX_CLASSES = 60  # of a confusion matrix on half a page
 MAX_UNITS = 40  # columns of the table of units that a reader can still take in
+TASKS = {"cells": "label of cells", "genes": "class of genes", "mixing": "mixing of batches"}
 Score = Mapping[str, Any]
 
 
-def benchmarks(spec: ReportSpec, figures: Figures) -> list[dict[str, Any]]:
-    """One entry a benchmark: table, verdict, split, notes and figures."""
+def benchmarks(spec: ReportSpec, figures: Figures, tables: Path) -> tuple[list[dict[str, Any]], Maps]:
+    """One page a benchmark, and the maps, of which the pages have drawn what they need.
+
+    Parameters
+    ----------
+    tables
+        Folder of BENCHMARK.tsv, every number of a benchmark.
+    """
     groups: dict[str, list[dict[str, Any]]] = {}
     for path in spec.scores:
         score = read_score(path)
         score["path"] = Path(path)
         groups.setdefault(score["benchmark"], []).append(score)
-    return [_benchmark(name, scores, figures) for name, scores in groups.items()]
-
-
-def _benchmark(name: str, scores: list[dict[str, Any]], figures: Figures) -> dict[str, Any]:
-    first = scores[0]
-    task = first["task"]
-    metrics = [*MAIN_METRICS[task], *EXTRA_METRICS[task]]
-    main = metrics[0]
-    scores = sorted(scores, key=lambda s: (max(KINDS.index(s["kind"]), 1), -_value(s, main), s["method"]))
-    contest = [s for s in scores if s["kind"] in ("model", "baseline")]
-    shared = [note for note in first["notes"] if all(note in s["notes"] for s in scores)]
-    published = [
-        {"metric": words.METRICS.get(metric, metric), **entry}
-        for metric, entries in (first["published"] or {}).items()
-        for entry in entries
+    maps = Maps(spec, figures)
+    maps.plan([column for scores in groups.values() for column in _columns(scores[0])])
+    pages = [
+        _page(name, number, scores, spec.statements.get(name, {}), figures, maps, tables)
+        for number, (name, scores) in enumerate(groups.items(), start=1)
     ]
+    return pages, maps
+
+
+def _page(
+    name: str, number: int, scores: list[dict[str, Any]], statement: Mapping[str, Any], figures: Figures, maps: Maps,
+    tables: Path,
+) -> dict[str, Any]:  # fmt: skip
+    first, place = scores[0], f"benchmark-{number}"
+    task = first["task"]
+    main = MAIN_METRICS[task][0]
+    scores = sorted(
+        scores, key=lambda s: (max(KINDS.index(s["kind"]), 1), -value(s, main), s["method"])
+    )  # models and baselines compete in one list
+    first = scores[0]
+    extra = [m for m in EXTRA_METRICS[task] if any(value(s, m) >= 0 for s in scores)]
+    metrics = [*MAIN_METRICS[task], *extra]
+    shown = metrics if task != "mixing" else [m for m in metrics if m in (main, "bio_conservation")]
+    best = {kind: next(iter(ranked(scores, main, kind)), None) for kind in ("model", "baseline")}
+    leader = next(iter(ranked(scores, main)), None)
+    table = f"{file_stem(name)}.tsv"
+    write_scores(scores, tables / table)
+    shared = [note for note in first["notes"] if all(note in s["notes"] for s in scores)]
+    units = _units(scores, main)
+    roc, matrices = charts.of_classifiers(name, scores, main, figures) if task != "mixing" else ([], [])
+    drawn = first["published"] or {}
     return {
         "name": name,
+        "place": place,
         "title": words.title(name),
-        "task": task,
-        "dataset": first["dataset"],
+        "task": TASKS[task],
+        "question": statement.get("question") or verdicts.question(first),
+        "new": bool(statement.get("new")),
+        "protocol": statement.get("protocol"),
+        "citation": list(statement.get("citation") or []),
+        "pretraining": list(statement.get("pretraining") or []),
+        "dataset": str(first["dataset"]).replace("+", ", "),
         "label": first["label"],
-        "classes": first["classes"],
+        "classes": first["classes"] or [],
         "n": first["n"],
-        "split": describe_split(first),
-        "interval": describe_interval(first),
-        "metrics": [words.METRICS.get(m, m) for m in metrics],
-        "rows": [_row(s, metrics, best=s is contest[0] if contest else False) for s in scores],
-        "units": _units(scores, main),
-        "published": published,
-        "verdict": verdict(scores, main),
+        "tested": "genes" if task == "genes" else "cells",
+        "split": verdicts.describe_split(first),
+        "interval": verdicts.describe_interval(first),
+        "metrics": [words.metric(m) for m in shown],
+        "rows": [_row(s, shown, best=s is leader) for s in scores],
+        "singles": _singles(scores, metrics) if task == "mixing" else None,
+        "units": units,
+        "published": _published(scores, main),
+        "verdict": verdicts.verdict(scores, main),
+        "best": {kind: None if s is None else _leader(s, main) for kind, s in best.items()},
+        "per_class": _per_class([s for s in best.values() if s is not None]),
+        "votes": _votes([s for s in best.values() if s is not None]),
         "notes": shared,
         "method_notes": [
-            (words.method(s["method"], s["kind"]), [n for n in s["notes"] if n not in shared])
-            for s in scores
-            if set(s["notes"]) - set(shared)
+            (row_name(s), [n for n in s["notes"] if n not in shared])
+            for s in scores if set(s["notes"]) - set(shared)
         ],
-        "figures": _figures(name, scores, main, figures),
-    }
+        "forests": charts.forests(name, scores, _to_draw(scores, main, drawn), figures),
+        "mixing": charts.of_mixing(name, scores, figures) if task == "mixing" else [],
+        "curves": roc,
+        "matrices": matrices,
+        "by_unit": None if units is None else charts.units(name, scores, main, figures, what=units["what"]),
+        "maps": _maps(first, scores, maps, place),
+        "files": _files(scores),
+        "table": table,
+    }  # fmt: skip
 
 
-def _value(score: Score, metric: str) -> float:
-    return float(score["metrics"][metric]["value"])
+def _to_draw(scores: Sequence[Score], main: str, published: Mapping[str, Any]) -> list[str]:
+    """The metrics that have a forest plot: the main one, and those with a published number or over tokens."""
+    wanted = dict.fromkeys([main, *published, "auc_tokens"])
+    return [m for m in wanted if m == main or any(value(s, m) >= 0 for s in scores)]
 
 
 def _row(score: Score, metrics: Sequence[str], *, best: bool) -> dict[str, Any]:
-    cells = []
-    for metric in metrics:
-        entry = score["metrics"].get(metric)
-        if entry is None:
-            cells.append({"value": "–", "interval": ""})
-            continue
-        low, high = entry["low"], entry["high"]
-        interval = "" if low is None else f"{words.score(low)} to {words.score(high)}"
-        cells.append({"value": words.score(entry["value"]), "interval": interval})
     return {
-        "method": words.method(score["method"], score["kind"]),
+        "method": row_name(score),
         "id": score["method"],
         "kind": score["kind"],
         "best": best,
-        "cells": cells,
+        "cells": [_cell(score, metric) for metric in metrics],
     }
 
 
-def _by_unit(score: Score, metric: str) -> dict[str, float]:
-    """Values of a metric by unit, else by fold."""
-    entry = score["metrics"][metric]
-    if entry.get("units"):
-        return dict(entry["units"])
-    names = score["split"].get("names") or [f"fold {i + 1}" for i in range(len(entry["folds"]))]
-    return dict(zip(names, entry["folds"], strict=False))
+def _cell(score: Score, metric: str) -> dict[str, str]:
+    entry = score["metrics"].get(metric)
+    if entry is None or value(score, metric) < 0:
+        return {"value": "–", "interval": ""}
+    low, high, sd = entry.get("low"), entry.get("high"), entry.get("sd")
+    interval = f"folds ± {words.score(sd)}" if sd is not None else ""
+    if low is not None:
+        interval = f"{words.score(low)} to {words.score(high)}"
+    return {"value": words.score(entry["value"]), "interval": interval}
+
+
+def _leader(score: Score, metric: str) -> dict[str, str]:
+    return {"method": row_name(score), **_cell(score, metric)}
+
+
+def _singles(scores: Sequence[Score], metrics: Sequence[str]) -> dict[str, Any]:
+    """The single metrics of mixing, by method."""
+    names = [m for m in metrics if m not in ("batch_correction", "bio_conservation")]
+    return {
+        "names": [words.metric(m) for m in names],
+        "rows": [(row_name(s), [_cell(s, m)["value"] for m in names]) for s in scores],
+    }
+
+
+def _published(scores: Sequence[Score], main: str) -> list[dict[str, Any]]:
+    """Published numbers, each with the best that any model has here in the same metric."""
+    found = []
+    for metric, entries in sorted((scores[0]["published"] or {}).items(), key=lambda item: item[0] != main):
+        here = next(iter(ranked(scores, metric, "model")), None)
+        for entry in entries:
+            found.append(
+                {
+                    "metric": words.metric(metric),
+                    "main": metric == main,
+                    "value": words.plus_minus(entry["value"], entry.get("sd")),
+                    "source": entry.get("source"),
+                    "protocol": entry.get("protocol"),
+                    "here": None if here is None else _leader(here, metric),
+                }
+            )
+    return found
 
 
 def _units(scores: Sequence[Score], metric: str) -> dict[str, Any] | None:
     """The table of values per unit (or fold) and method, where there are several."""
-    values = [_by_unit(s, metric) for s in scores]
+    values = [charts.by_unit(s, metric) for s in scores]
     names = list(dict.fromkeys(name for v in values for name in v))
     if not 2 <= len(names) <= MAX_UNITS:
         return None
     first = scores[0]
-    by_unit = bool(first["metrics"][metric].get("units"))
+    by_unit = any(s["metrics"][metric].get("units") for s in scores)
     return {
-        "what": (first["split"].get("unit") or "dataset") if by_unit else "fold",
+        "what": ((first["split"] or {}).get("unit") or "dataset") if by_unit else "fold",
         "names": names,
         "rows": [
-            (words.method(s["method"], s["kind"]), [words.score(v.get(name)) for name in names])
+            (row_name(s), [words.score(v.get(name)) for name in names])
             for s, v in zip(scores, values, strict=True)
         ],
         "open": first["metrics"][metric]["low"] is None,
+        "folds": _folds(scores, metric) if by_unit else None,
     }
 
 
-def describe_split(score: Score) -> str:
-    """How training and test were told apart, in a sentence or two."""
-    split = score["split"]
-    folds, unit = split["folds"], split.get("unit")
-    what = "genes" if score["task"] == "genes" else "cells"
-    if split["kind"] == "held-out":
-        each = [u for fold in split.get("units") or [] for u in fold]
-        alone = f", each of {len(each)} held out in turn" if len(each) == folds else ""
-        held = f"{len(each)} in {folds} folds" if each and not alone else f"{folds} folds"
-        text = f"Whole units held out: no {unit} is in training and in test ({held}{alone})."
-    elif split["kind"] == "transfer":
-        text = f"Trained on one dataset, tested on another: {words.listing(list(split.get('names') or []))}."
-    elif split["kind"] == "given":
-        text = f"A split given by the user, {folds} fold{'s' if folds > 1 else ''}."
-    else:
-        text = f"{folds} folds, stratified over {what}."
-        if what == "cells":
-            text += " No donor or batch is held out."
-    excluded = [f"{n:,} {reason}" for reason, n in (split.get("excluded") or {}).items() if n]
-    return text + (f" Left out: {words.listing(excluded)}." if excluded else "")
+def _folds(scores: Sequence[Score], metric: str) -> dict[str, Any] | None:
+    """Values of each fold, where folds are not units one by one."""
+    names = (scores[0]["split"] or {}).get("names") or []
+    folds = [list(s["metrics"][metric].get("folds") or []) for s in scores]
+    units = scores[0]["metrics"][metric].get("units") or {}
+    if (
+        not 2 <= len(names) <= MAX_UNITS
+        or len(names) == len(units)
+        or any(len(f) != len(names) for f in folds)
+    ):
+        return None
+    return {
+        "names": names,
+        "rows": [
+            (row_name(s), [words.score(v) for v in values]) for s, values in zip(scores, folds, strict=True)
+        ],
+    }
 
 
-def describe_interval(score: Score) -> str:
-    """What the intervals are, or why there are none."""
-    interval = score["interval"]
-    note = interval.get("note") or ""
-    if interval.get("resampled") is None:
-        return note[:1].upper() + note[1:] + "." if note else ""
-    over = str(interval["resampled"])
-    plural = over if over.endswith("s") else over + "s"
-    text = f"Intervals: {interval['level']:.0%} percentile bootstrap over {plural}".replace("%", " %")
-    return f"{text} ({note})." if note else f"{text}."
+def _per_class(best: Sequence[Score]) -> dict[str, Any] | None:
+    """Precision, recall and F1 of every class, of the best model beside the best baseline."""
+    with_classes = [s for s in best if s.get("per_class")]
+    if not with_classes:
+        return None
+    keys = ("precision", "recall", "f1")
+    return {
+        "methods": [row_name(s) for s in with_classes],
+        "rows": [
+            (name, entry["n"], [words.score(s["per_class"].get(name, {}).get(k)) for s in with_classes for k in keys])
+            for name, entry in with_classes[0]["per_class"].items()
+        ],
+    }  # fmt: skip
 
 
-def verdict(scores: Sequence[Score], metric: str) -> dict[str, str]:
-    """Who wins, in words: `tone` (model, baseline or tie) and `text`."""
-    ranked = sorted(
-        (s for s in scores if s["kind"] in ("model", "baseline")),
-        key=lambda s: (-round(_value(s, metric), 3), s["kind"] != "model", s["method"]),
-    )
-    name = words.METRICS.get(metric, metric)
-    models = [s for s in ranked if s["kind"] == "model"]
-    baselines = [s for s in ranked if s["kind"] == "baseline"]
-    if not ranked:
-        return {"tone": "tie", "text": "No model or baseline was scored."}
-    if not models or not baselines:
-        best, other = (
-            words.method(ranked[0]["method"], ranked[0]["kind"]),
-            "model" if baselines else "baseline",
-        )
-        text = f"{name} {_said(ranked[0], metric)} by {best}; there is no {other} to compare it with."
-        return {"tone": "tie", "text": text[:1].upper() + text[1:]}
-    model, baseline = models[0], baselines[0]
-    difference = round(_value(model, metric), 3) - round(_value(baseline, metric), 3)
-    m, b = (words.method(s["method"], s["kind"]) for s in (model, baseline))
-    if difference > 0:
-        tone = "model"
-        text = f"The model {m} is best: {name} {_said(model, metric)}. "
-        text += f"The best baseline, {b}, has {_said(baseline, metric)}."
-    elif difference == 0:
-        tone = "tie"
-        text = f"A baseline ties: the model {m} has {name} {_said(model, metric)}, "
-        text += f"the baseline {b} {_said(baseline, metric)}."
-    else:
-        tone = "baseline"
-        text = f"A baseline wins: {b}, {name} {_said(baseline, metric)}. "
-        text += f"The best model, {m}, has {_said(model, metric)}."
-    if difference and _overlap(model, baseline, metric):
-        text += " Their intervals overlap."
-    random = next((s for s in baselines if s["method"] == model["method"] + words.RANDOM_SUFFIX), None)
-    if random is not None and random is not baseline:
-        text += f" The same network with random weights: {words.score(_value(random, metric))}."
+def _votes(best: Sequence[Score]) -> dict[str, Any] | None:
+    """What most cells of each unit are predicted to be, where each unit has one label."""
+    voting = [s for s in best if s.get("votes")]
+    if not voting:
+        return None
+    by_unit = [{vote["unit"]: vote for vote in s["votes"]} for s in voting]
+    return {
+        "what": (voting[0]["split"] or {}).get("unit") or "unit",
+        "methods": [row_name(s) for s in voting],
+        "rows": [
+            {
+                "unit": unit,
+                "label": vote["label"],
+                "cells": vote["cells"],
+                "votes": [_vote(votes.get(unit)) for votes in by_unit],
+            }
+            for unit, vote in by_unit[0].items()
+        ],
+    }
+
+
+def _vote(vote: Mapping[str, Any] | None) -> dict[str, Any]:
+    if vote is None:
+        return {"predicted": "–", "share": "", "right": True}
+    share = words.share(vote["share"].get(vote["predicted"]), 0)
+    return {"predicted": vote["predicted"], "share": share, "right": vote["predicted"] == vote["label"]}
+
+
+def _columns(score: Score) -> list[str]:
+    """Columns of the cells that a benchmark is about."""
+    unit = (score["split"] or {}).get("unit") or score.get("batch")
+    columns = [unit] if score["task"] == "genes" else [score["label"], unit]
+    return [str(c) for c in columns if c and c != "dataset"]
+
+
+def _maps(first: Score, scores: Sequence[Score], maps: Maps, place: str) -> list[dict[str, Any]]:
+    """Maps of the benchmark's datasets by the embeddings scored in it."""
+    methods = {s["method"].removesuffix(words.FINETUNED_SUFFIX) for s in scores if s["kind"] == "model"}
+    datasets = set(str(first["dataset"]).split("+"))
+    found = []
+    for name, embedding in maps.files:
+        if name in datasets and embedding in methods:
+            columns = _columns(first) if first["task"] != "genes" else maps.own[name]
+            found.append(maps.show(place, name, embedding, columns))
+    return [entry for entry in found if entry is not None]
+
+
+def _files(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """The files of each method."""
+    found = []
     for score in scores:
-        low, chance = score["metrics"][metric]["low"], score["chance"].get(metric)
-        if score["kind"] == "control" and low is not None and chance is not None and low > chance:
-            text += f" Beware: {words.method(score['method'])} score above chance, which points to a leak."
-    return {"tone": tone, "text": text}
-
-
-def _said(score: Score, metric: str) -> str:
-    """A value and its interval."""
-    entry = score["metrics"][metric]
-    low, high = entry["low"], entry["high"]
-    interval = "" if low is None else f" ({words.score(low)} to {words.score(high)})"
-    return words.score(entry["value"]) + interval
-
-
-def _overlap(a: Score, b: Score, metric: str) -> bool:
-    first, second = a["metrics"][metric], b["metrics"][metric]
-    if first["low"] is None or second["low"] is None:
-        return False
-    return bool(first["low"] <= second["high"] and second["low"] <= first["high"])
-
-
-def _figures(name: str, scores: Sequence[Score], metric: str, figures: Figures) -> list[Any]:
-    heading = words.title(name)
-    rows = [
-        plots.Score(
-            words.method(s["method"], s["kind"]), s["kind"], _value(s, metric), s["metrics"][metric]["low"],
-            s["metrics"][metric]["high"], [v for v in _by_unit(s, metric).values() if v is not None],
-        )
-        for s in scores
-    ]  # fmt: skip
-    published = [
-        (f"published {p['value']:g}", float(p["value"]))
-        for p in (scores[0]["published"] or {}).get(metric, [])
-    ]
-    # Permuted labels are what chance looks like on these data; the line is drawn where theory knows it.
-    chance = scores[0]["chance"].get(metric)
-    drawn = [
-        figures.add(
-            f"{name}-scores",
-            f"{heading}: {words.METRICS.get(metric, metric)} of every method with its interval",
-            lambda stem: plots.forest(
-                rows, stem, title=heading, xlabel=words.title(words.METRICS.get(metric, metric)),
-                published=published, chance=chance,
-            ),
-        )
-    ]  # fmt: skip
-    for kind in ("model", "baseline"):  # the best of each, side by side
-        best = next((s for s in scores if s["kind"] == kind), None)
-        if best is None or not best.get("confusion") or len(best["classes"]) > MAX_CLASSES:
-            continue
-        label = words.method(best["method"], best["kind"])
-
-        def draw(stem: Path, best: Score = best, label: str = label) -> None:
-            plots.confusion(best["confusion"], best["classes"], stem, title=f"Confusion: {label}")
-
-        text = f"{heading}: confusion matrix of {label}"
-        drawn.append(figures.add(f"{name}-confusion-{best['method']}", text, draw))
-    curves = [c for c in (_curve(s) for s in scores) if c is not None] if scores[0]["task"] == "genes" else []
-    if curves:
-        drawn.append(
-            figures.add(
-                f"{name}-roc",
-                f"{heading}: receiver operating characteristic of every method",
-                lambda stem: plots.roc(curves, stem, title="ROC, mean of the folds"),
-            )
-        )
-    return drawn
-
-
-def _curve(score: Score) -> plots.Curve | None:
-    """Mean over folds of the true positive rate at each false positive rate; None without predictions."""
-    from sklearn.metrics import roc_curve
-
-    path = score["path"].with_name(f"{score['path'].stem}.predictions.parquet")
-    if not path.is_file():
-        return None
-    table = read_table(path, ["fold", "label", "probability"]).to_pandas()
-    grid = np.linspace(0, 1, 101)
-    means = []
-    for _, fold in table.groupby("fold", sort=True):
-        positive = (fold["label"] == score["classes"][1]).to_numpy()
-        if positive.all() or not positive.any():
-            continue
-        fpr, tpr, _ = roc_curve(positive, fold["probability"])
-        means.append(np.interp(grid, fpr, tpr))
-    if not means:
-        return None
-    tpr = np.concatenate([[0.0], np.mean(means, axis=0)])
-    name = words.method(score["method"], score["kind"])
-    return plots.Curve(name, score["kind"], np.concatenate([[0.0], grid]), tpr, _value(score, "auc"))
+        path = Path(score["path"])
+        beside = path.with_name(f"{path.stem}.predictions.parquet")
+        paths = [("score", path), *([("predictions", beside)] if beside.is_file() else [])]
+        found.append({"method": row_name(score), "paths": paths})
+    return found

@@ -1,4 +1,4 @@
-"""Sections about cells: datasets and QC, gene mapping, tokens per cell, maps."""
+"""Sections about cells: datasets and QC, gene mapping, tokens per cell."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,9 @@ from cellformers.errors import UserError, did_you_mean
 from cellformers.io.files import open_parquet, read_json, read_metadata, read_table
 from cellformers.report import words
 from cellformers.report.figures import Figure, Figures
-from cellformers.report.spec import DatasetFiles, MapFile, ReportSpec
+from cellformers.report.spec import DatasetFiles, ReportSpec
 from cellformers.selection import MISSING
 
-CATEGORIES_TO_NUMBER = 8  # with more colours than this, clusters on a map are numbered as well
 MEASURES = (  # column, axis, logarithmic
     ("n_counts", "Total counts", True),
     ("n_genes", "Detected genes", True),
@@ -102,7 +101,8 @@ def _dataset(name: str, files: DatasetFiles, figures: Figures) -> dict[str, Any]
         "median_genes": _median(measured.get("n_genes"), passed),
         "groups": _groups(path, files),
         "method": _method(thresholds),
-        "criteria": [{"name": words.CRITERIA.get(k, words.title(k)), **_bounds(k, c)} for k, c in criteria.items()],
+        "criteria": [{"name": words.criterion(k), **_bounds(k, c)} for k, c in criteria.items()],
+        "where": _where(thresholds),
         "figures": drawn,
     }  # fmt: skip
 
@@ -111,6 +111,18 @@ def _method(thresholds: dict[str, Any]) -> str | None:
     parameters = thresholds.get("parameters", {})
     text = METHODS.get(str(parameters.get("method")))
     return None if text is None else text.format(n_sd=parameters.get("n_sd", 0))
+
+
+def _where(thresholds: dict[str, Any]) -> str | None:
+    """Which cells were asked for by their metadata, and how many at most."""
+    parameters = thresholds.get("parameters", {})
+    asked = [f"{column} {' or '.join(map(str, v))}" for column, v in (parameters.get("where") or {}).items()]
+    parts = [f"Only cells with {words.listing(asked)}"] if asked else []
+    if parameters.get("max_cells") is not None:
+        parts.append(
+            f"{'at' if parts else 'At'} most {words.count(parameters['max_cells'])} cells, drawn by their names"
+        )
+    return "; ".join(parts) or None
 
 
 def _bounds(key: str, criterion: dict[str, Any]) -> dict[str, Any]:
@@ -220,74 +232,3 @@ def tokens(spec: ReportSpec, figures: Figures) -> list[dict[str, Any]]:
                 }
             )
     return entries
-
-
-def maps(spec: ReportSpec, figures: Figures) -> list[dict[str, Any]]:
-    """One entry a map: the cells coloured by label and by batch, in colours that all maps share."""
-    known = [m for m in spec.maps if m.dataset in spec.datasets]
-    columns = {
-        name: {role: getattr(files, role) for role in ("label", "batch")}
-        for name, files in spec.datasets.items()
-    }
-    values = {
-        (name, role): dict(zip(*categories(spec.datasets[name].folder / "cells.parquet", column), strict=True))
-        for name in {m.dataset for m in known}
-        for role, column in columns[name].items()
-        if column is not None
-    }  # fmt: skip
-    colours: dict[str, dict[str, str]] = {}
-    for role in ("label", "batch"):
-        frequency: dict[str, int] = {}
-        for (_, kind), cells in values.items():
-            for value in cells.values():
-                if kind == role and value is not None:
-                    frequency[value] = frequency.get(value, 0) + 1
-        colours[role] = plots.palette(sorted(frequency, key=lambda c: (-frequency[c], c)))
-    return [_map(m, columns[m.dataset], values, colours, figures) for m in known]
-
-
-def _map(
-    file: MapFile,
-    columns: dict[str, str | None],
-    values: dict[tuple[str, str], dict[str, str | None]],
-    colours: dict[str, dict[str, str]],
-    figures: Figures,
-) -> dict[str, Any]:
-    table = read_table(file.path, ["cell_id", "umap_1", "umap_2"])
-    made = read_metadata(file.path).get("parameters", {})
-    ids = table["cell_id"].to_pylist()
-    xy = np.column_stack([table["umap_1"].to_numpy(), table["umap_2"].to_numpy()])
-    drawn = []
-    for role, column in columns.items():
-        if column is None:
-            continue
-        cells = values[file.dataset, role]
-        shown = [cells.get(cell) for cell in ids]
-        number = role == "label" and len({v for v in shown if v is not None}) > CATEGORIES_TO_NUMBER
-
-        def draw(
-            stem: Path, shown: Any = shown, role: str = role, column: str = column, number: bool = number
-        ) -> None:
-            plots.umap_categories(
-                xy, shown, stem, title=words.title(column), colours=colours[role], numbered=number
-            )  # fmt: skip
-
-        text = f"Map of the cells of {file.dataset} by embedding {file.embedding}, coloured by {column}"
-        drawn.append(figures.add(f"{file.dataset}-map-{file.embedding}-{column}", text, draw))
-    if not drawn:
-        text = f"Map of the cells of {file.dataset} by embedding {file.embedding}"
-        drawn.append(
-            figures.add(
-                f"{file.dataset}-map-{file.embedding}",
-                text,
-                lambda stem: plots.umap_categories(xy, ["cells"] * len(ids), stem, title="Cells"),
-            )
-        )
-    return {
-        "dataset": file.dataset,
-        "embedding": file.embedding,
-        "shown": len(ids),
-        "cells": made.get("n_cells", len(ids)),
-        "method": made.get("method", "umap"),
-        "figures": drawn,
-    }

@@ -34,6 +34,11 @@ class Figure(NamedTuple):
     text: str
 
 
+def file_stem(name: str) -> str:
+    """A file name, without its suffix, made of any text."""
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", name).strip("-.") or "figure"
+
+
 class Figures:
     """Draws figures into a folder and puts them into a page.
 
@@ -46,31 +51,27 @@ class Figures:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.names: list[str] = []
+        self.pictures = 0  # figures that hold one
 
     def add(self, name: str, text: str, draw: Callable[[Path], None]) -> Figure:
         """Draw a figure by `draw(stem)`; `name` may be any text, its file name is made of it."""
-        stem = re.sub(r"[^A-Za-z0-9_.+-]+", "-", name).strip("-.") or "figure"
+        stem = file_stem(name)
         number = 2
         unique = stem
         while unique in self.names:
             unique, number = f"{stem}-{number}", number + 1
         draw(self.folder / unique)
         self.names.append(unique)
+        self.pictures += "data:image/png" in (self.folder / f"{unique}.svg").read_text(encoding="utf-8")
         return Figure(unique, text)
 
     def inline(self, figure: Figure) -> Markup:
         """The SVG element of a figure, safe to put into a page beside others."""
         svg = (self.folder / f"{figure.name}.svg").read_text(encoding="utf-8")
+        share = max(PICTURES_BYTES // max(self.pictures, 1), LEAST_BYTES)
         return inline_svg(
-            svg, prefix=f"f{self.names.index(figure.name)}-", text=figure.text, picture_bytes=self._share()
+            svg, prefix=f"f{self.names.index(figure.name)}-", text=figure.text, picture_bytes=share
         )
-
-    def _share(self) -> int:
-        pictures = sum(
-            "data:image/png" in (self.folder / f"{name}.svg").read_text(encoding="utf-8")
-            for name in self.names
-        )
-        return max(PICTURES_BYTES // max(pictures, 1), LEAST_BYTES)
 
 
 def inline_svg(svg: str, *, prefix: str, text: str, picture_bytes: int) -> Markup:

@@ -2,9 +2,11 @@
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
@@ -17,8 +19,14 @@ from cellformers.report.figures import Figures
 from cellformers.report.spec import ReportSpec
 
 
-def write_report(spec: ReportSpec, output: str | Path, *, figures: str | Path | None = None) -> None:
-    """Write the report and its figures.
+def write_report(
+    spec: ReportSpec,
+    output: str | Path,
+    *,
+    figures: str | Path | None = None,
+    tables: str | Path | None = None,
+) -> None:
+    """Write the report, its figures and its tables.
 
     Parameters
     ----------
@@ -27,37 +35,44 @@ def write_report(spec: ReportSpec, output: str | Path, *, figures: str | Path | 
     figures
         Folder that will hold every figure as NAME.png and NAME.svg, and nothing else; default: `figures` beside
         the page.
+    tables
+        Folder that will hold every number of a benchmark as BENCHMARK.tsv, and nothing else; default: `tables` beside
+        the page.
 
     Raises
     ------
     UserError
         If a file that the spec names is missing or broken, or a dataset lacks its label or batch column; if the
-        folder of the figures is there and holds anything but figures of a report.
+        folder of the figures or of the tables is there and holds anything but those of a report.
     """
     output = Path(output)
-    target = output.parent / "figures" if figures is None else Path(figures)
-    _check_replaceable(target)
-    with atomic_dir(target) as folder:
+    drawings = output.parent / "figures" if figures is None else Path(figures)
+    numbers = output.parent / "tables" if tables is None else Path(tables)
+    _check_replaceable(drawings, {".png": ".svg", ".svg": ".png"}, what="figures")
+    _check_replaceable(numbers, {".tsv": ".tsv"}, what="tables")
+    with atomic_dir(drawings) as folder, atomic_dir(numbers) as sheets:
         drawn = Figures(folder)
-        parts = sections(spec, drawn)
-        write_text(render(spec, parts, drawn), output)
+        parts = sections(spec, drawn, sheets)
+        folders = {"figures": drawings, "tables": numbers}
+        write_text(render(spec, parts, drawn, output=output, folders=folders), output)
 
 
-def _check_replaceable(folder: Path) -> None:
-    """UserError where a folder holds anything but pairs NAME.png and NAME.svg."""
+def _check_replaceable(folder: Path, twins: Mapping[str, str], *, what: str) -> None:
+    """UserError where a folder holds anything but files of these suffixes, each beside its twin."""
     found = sorted(path for path in folder.glob("[!.]*")) if folder.is_dir() else []
     for path in found:
-        twin = {".png": ".svg", ".svg": ".png"}.get(path.suffix)
+        twin = twins.get(path.suffix)
         if twin is None or path.with_suffix(twin) not in found:
             raise UserError(
                 f"is a folder with other things in it ({path.name})", path=folder,
-                fix="the figures of the report go there: choose another --output",
+                fix=f"the {what} of the report go there: choose another --output",
             )  # fmt: skip
 
 
-def sections(spec: ReportSpec, figures: Figures) -> dict[str, Any]:
+def sections(spec: ReportSpec, figures: Figures, tables: Path) -> dict[str, Any]:
     """Content of every section by name, empty or None where there is nothing to show."""
     datasets = cells.datasets(spec, figures)
+    pages, maps = benchmarks.benchmarks(spec, figures, tables)
     parts: dict[str, Any] = {
         "datasets": datasets,
         "genes": cells.genes(spec),
@@ -65,8 +80,8 @@ def sections(spec: ReportSpec, figures: Figures) -> dict[str, Any]:
         "models": models.models(spec, figures),
         "classifiers": models.classifiers(spec),
         "verified": models.verified(spec),
-        "maps": cells.maps(spec, figures),
-        "benchmarks": benchmarks.benchmarks(spec, figures),
+        "maps": maps.rest(),
+        "benchmarks": pages,
         "runtime": runs.runtime(spec, datasets, figures),
         "versions": runs.versions(),
     }
@@ -97,7 +112,10 @@ def summary(parts: dict[str, Any]) -> dict[str, Any]:
         facts.append(
             ("benchmarks" if len(parts["benchmarks"]) > 1 else "benchmark", str(len(parts["benchmarks"])))
         )
-    return {"facts": facts, "lines": lines, "verdicts": parts["benchmarks"]}
+    kinds = [
+        kind for kind in words.KINDS if any(r["kind"] == kind for b in parts["benchmarks"] for r in b["rows"])
+    ]
+    return {"facts": facts, "lines": lines, "kinds": [(kind, words.KINDS[kind]) for kind in kinds]}
 
 
 def _plural(n: int, noun: str) -> str:
@@ -133,8 +151,16 @@ def _model(model: dict[str, Any]) -> str:
     return text + "."
 
 
-def render(spec: ReportSpec, parts: dict[str, Any], figures: Figures) -> str:
-    """The HTML of the page."""
+def render(
+    spec: ReportSpec, parts: dict[str, Any], figures: Figures, *, output: Path, folders: Mapping[str, Path]
+) -> str:
+    """The HTML of the page; `folders`: where figures and tables will be, to link them from it."""
+
+    def link(path: Path) -> str | None:
+        """The address of a file from the page; None where it is not in a folder that is passed on with the page."""
+        inside = path.absolute().is_relative_to(output.parent.absolute())
+        return quote(path.absolute().relative_to(output.parent.absolute()).as_posix()) if inside else None
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cellformers", "templates"),
         autoescape=True,
@@ -152,6 +178,9 @@ def render(spec: ReportSpec, parts: dict[str, Any], figures: Figures) -> str:
         "megabytes": words.megabytes,
         "title_case": words.title,
         "inline": figures.inline,
+        "link": link,
+        "table_link": lambda name: link(folders["tables"] / name),
+        "figure_link": lambda figure, suffix: link(folders["figures"] / f"{figure.name}.{suffix}"),
     }
     script = _asset("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -162,6 +191,7 @@ def render(spec: ReportSpec, parts: dict[str, Any], figures: Figures) -> str:
         style=Markup(_asset("report.css")),
         script=Markup(script),
         script_digest=digest,
+        titles={"maps": "all maps"} | {page["place"]: page["title"] for page in parts["benchmarks"]},
         **parts,
     )
 

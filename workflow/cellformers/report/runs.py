@@ -18,6 +18,8 @@ from cellformers.report.spec import ReportSpec
 # of all cells or of those that passed QC. In the order of the workflow.
 STEPS: tuple[tuple[str, str, str | None], ...] = (
     (r"download(/.*)?", "download", None),
+    (r"deposits/.*", "download deposit", None),
+    (r"labels/.*", "gene labels", None),
     (r"simulate", "simulate", None),
     (r"[^/]+/ingest", "ingest", "cells"),
     (r"[^/]+/qc_metrics(/.*)?", "QC metrics", "cells"),
@@ -42,11 +44,12 @@ STEPS: tuple[tuple[str, str, str | None], ...] = (
     (r"[^/]+/gene_embeddings/[^/]+", "gather genes", None),
     (r"[^/]+/predictions/[^/]+", "predict", "passed"),
     (r"benchmarks/[^/]+/split", "split", None),
+    (r"benchmarks/[^/]+/finetuned/.*", "fine-tune folds", None),
     (r"benchmarks/.*", "evaluate", None),
     (r"summari[sz]e", "summarize", None),
 )
 SHARD = re.compile(r"/\d+-of-\d+$")
-SHARED = ("benchmarks", "corpora", "models", "vocabularies")
+SHARED = ("benchmarks", "corpora", "deposits", "labels", "models", "vocabularies")
 PACKAGES = (
     "snakemake", "numpy", "scipy", "pandas", "pyarrow", "anndata", "scanpy", "scikit-learn", "umap-learn", "numba",
     "torch", "safetensors", "matplotlib",

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from cellformers.config import Config
+from cellformers.report.statements import statements
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,10 @@ class ReportSpec:
         Maps of cells.
     scores
         Score files of all methods on all benchmarks, each with METHOD.predictions.parquet beside it.
+    statements
+        What is to be said of a benchmark beside its scores, by its name; any part may be left out: question, protocol
+        (text), new (no publication has a number for it), citation (texts), pretraining (dataset, model, contains: yes,
+        no or unknown, source).
     runtime
         Folder of Snakemake's benchmark files.
     config
@@ -68,6 +74,7 @@ class ReportSpec:
     verified: Mapping[str, Path] = field(default_factory=dict)
     maps: Sequence[MapFile] = ()
     scores: Sequence[Path] = ()
+    statements: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     runtime: Path | None = None
     config: str = ""
 
@@ -123,6 +130,7 @@ def from_config(
         },
         maps=[file for file in maps if file.path.is_file()],
         scores=[Path(path) for path in scores],
+        statements=statements(config),
         runtime=results / "runtime",
         config=yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
     )

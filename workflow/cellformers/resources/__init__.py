@@ -1,19 +1,62 @@
 """Registries that belong to the package: what is published where, with sizes and digests.
 
     resource("checkpoints.yaml")         # the file, in a checkout and in an installed wheel alike
+    listed("datasets", "*.yaml")         # {"gse129096": its file, ...}
 
-What is registered is downloaded, never copied into the project. `resources` at the root of a checkout is a link to
-this folder.
+CELLFORMERS_RESOURCES names a folder whose files stand in for those of the package that have the same name, and join
+them: an institute's own registry. What is registered is downloaded, never copied into the project. `resources` at the
+root of a checkout is a link to this folder.
 """
 
-from pathlib import Path
+import os
+from pathlib import Path, PurePosixPath
 
+from cellformers.errors import UserError
+
+VARIABLE = "CELLFORMERS_RESOURCES"
 _FOLDER = Path(__file__).parent
 
 
 def resource(name: str) -> Path:
-    """Path of a registry file of the package; FileNotFoundError where there is none of that name."""
-    path = _FOLDER / name
-    if not path.is_file():
-        raise FileNotFoundError(f"the installation of cellformers lacks {path}")
-    return path
+    """Path of a registry file, given relative to the folder of the package (`datasets/gse129096.yaml`).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none of that name.
+    UserError
+        If CELLFORMERS_RESOURCES names no folder.
+    """
+    _check_inside(name)
+    for folder in _folders():
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"the installation of cellformers lacks {_FOLDER / name}")
+
+
+def listed(folder: str, pattern: str) -> dict[str, Path]:
+    """Files of a folder of registries by their stem, in order of it; errors as `resource`."""
+    _check_inside(folder)
+    found: dict[str, Path] = {}
+    for root in reversed(_folders()):
+        found |= {path.stem: path for path in (root / folder).glob(pattern) if path.is_file()}
+    return dict(sorted(found.items()))
+
+
+def _folders() -> list[Path]:
+    """Where registries are looked for, in this order."""
+    named = os.environ.get(VARIABLE)
+    if not named:
+        return [_FOLDER]
+    folder = Path(named).expanduser()
+    if not folder.is_dir():
+        raise UserError(
+            f"is no folder, but {VARIABLE} names it", path=folder, fix=f"correct or unset {VARIABLE}"
+        )
+    return [folder, _FOLDER]
+
+
+def _check_inside(name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise FileNotFoundError(f"{name} is no name of a registry")

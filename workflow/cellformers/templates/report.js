@@ -17,17 +17,30 @@ for (const picture of document.querySelectorAll(".picture")) {
   });
 }
 dialog.addEventListener("click", () => dialog.close());
-// The section in view is marked in the navigation.
+// One benchmark at a time has the page to itself; without this script all of them follow each other.
+const sections = [...document.querySelectorAll("main > section[id]")];
 const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
+function mark(section) {
+  for (const link of links.values()) link.removeAttribute("aria-current");
+  (links.get(section.id) ?? links.get("benchmarks"))?.setAttribute("aria-current", "true");
+}
+function route() {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const page = target?.closest("section.page") ?? null;
+  for (const section of sections) {
+    section.hidden = page === null ? section.classList.contains("page") : section !== page;
+  }
+  if (page !== null) mark(page);
+  if (page === target) window.scrollTo(0, 0);
+  else target?.scrollIntoView();
+}
+// The section in view is marked in the navigation.
 const observer = new IntersectionObserver(
   (entries) => {
-    for (const entry of entries) {
-      if (entry.isIntersecting) {
-        for (const link of links.values()) link.removeAttribute("aria-current");
-        links.get(entry.target.id)?.setAttribute("aria-current", "true");
-      }
-    }
+    for (const entry of entries) if (entry.isIntersecting) mark(entry.target);
   },
   { rootMargin: "-15% 0px -75% 0px" },
 );
-for (const section of document.querySelectorAll("main > section[id]")) observer.observe(section);
+for (const section of sections) observer.observe(section);
+addEventListener("hashchange", route);
+route();

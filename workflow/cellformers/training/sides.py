@@ -29,6 +29,7 @@ SPELLINGS = {
     "valid": HELDOUT, "validation": HELDOUT, "val": HELDOUT, "dev": HELDOUT, "test": TEST, "testing": TEST,
 }  # fmt: skip
 SIDE_COLUMNS = ("split", "side")
+DATASET_UNIT = "dataset unit"  # what a benchmark by units of single datasets says it is by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,7 @@ def draw_units(units: Array, labels: Array, fraction: float, *, seed: int, salt:
     if not drawn:
         raise UserError(
             "no unit can be held out: each is the only one with some class",
-            fix="leave the unit out for a stratified split, or give a split of your own",
+            fix="hold nothing out (share 0), leave the unit out, or give a split of your own",
         )
     return sorted(names[unit] for unit in drawn)
 
@@ -330,20 +331,36 @@ def _benchmark_fold(
 
 
 def _benchmark_names(targets: Targets, by: Any, content: Mapping[str, Any], path: Path) -> Array:
-    """What each row is called in a benchmark's split."""
-    if by == "unit":
-        if targets.units is None:
-            raise UserError(
-                f"holds out values of {content.get('unit')!r}", path=path,
-                fix=f"name the column with --unit {content.get('unit')}",
-            )  # fmt: skip
-        return targets.units
+    """What each row is called in a benchmark's split; UserError where the rows don't show what it keeps apart."""
+    unit = content.get("unit")
+    # what is held out has to be known here too, or a donor on two sides would go unnoticed
+    apart = (
+        targets.kind != "genes" and content.get("kind") != "stratified" and not content.get("shared_units")
+    )
+    named = by in ("unit", DATASET_UNIT) or (unit is not None and apart)
+    if named and (targets.units is None or (unit is not None and unit != targets.unit)):
+        raise UserError(f"holds out values of {unit!r}", path=path, fix=f"name the column with --unit {unit}")
+    if by in ("dataset", DATASET_UNIT) and not all(SEPARATOR in key for key in targets.keys):
+        what = "whole datasets" if by == "dataset" else "units of single datasets"
+        raise UserError(f"holds out {what}", path=path, fix="give tokens and labels of each as NAME=PATH")
     if by == "dataset":
-        if not all(SEPARATOR in key for key in targets.keys):
-            raise UserError(
-                "holds out whole datasets", path=path, fix="give tokens and labels of each as NAME=PATH"
-            )
-        return np.array([key.split(SEPARATOR, 1)[0] for key in targets.keys], dtype=object)
+        return _datasets(targets)
+    return _called(targets, by)
+
+
+def _datasets(targets: Targets) -> Array:
+    return np.array([key.split(SEPARATOR, 1)[0] for key in targets.keys], dtype=object)
+
+
+def _called(targets: Targets, by: str | None) -> Array:
+    """Names of the rows in a split by unit, by unit of a dataset, or by cell or gene."""
+    if by == "unit":
+        assert targets.units is not None
+        return targets.units
+    if by == DATASET_UNIT:
+        assert targets.units is not None
+        pairs = zip(_datasets(targets), targets.units, strict=True)
+        return np.array([f"{dataset}{SEPARATOR}{unit}" for dataset, unit in pairs], dtype=object)
     return targets.keys
 
 
@@ -379,8 +396,7 @@ def _check(targets: Targets, labels: Array, side: Array) -> None:
 
 
 def _described(targets: Targets, labels: Array, side: Array, record: dict[str, Any]) -> dict[str, Any]:
-    names = targets.units if record["by"] == "unit" else targets.keys
-    assert names is not None
+    names = _called(targets, record["by"])
     notes = []
     if record["kind"] == "stratified" and targets.kind != "genes":
         notes.append(

@@ -1,9 +1,10 @@
-"""Splits of cells and genes into training and test, written to disk once and read by every method.
+"""Splits of cells into training and test, written to disk once and read by every method.
 
-Runs as `cellformers split`. Cells: whole donors or batches are held out where there are at least two (`held-out`),
-whole datasets for a transfer (`transfer`), else single cells (`stratified`, marked as such). Genes: folds
-stratified by class. A split depends on names, labels and the seed, never on the order of rows or files, and no
-donor, cell or gene is on both sides of a fold: a split that would put one there is refused.
+Runs as `cellformers split --task cells`. Whole donors or batches are held out where there are at least two
+(`held-out`), whole datasets for a transfer (`transfer`), single donors of one dataset where the donors of another are
+the same (`transfer` by `dataset unit`), else single cells (`stratified`, marked as such). A split depends on names,
+labels and the seed, never on the order of rows or files, and no donor or cell is on both sides of a fold: a split that
+would put one there is refused.
 """
 
 from collections import Counter
@@ -14,11 +15,20 @@ from typing import Any, Literal
 import numpy as np
 
 from cellformers.errors import UserError, did_you_mean
-from cellformers.evaluate.splitfile import Split, cells_digest, check_sides, check_units, row_names
-from cellformers.evaluate.tables import Cells, read_cells, read_gene_table, read_vectors
+from cellformers.evaluate.splitfile import (
+    Split,
+    cells_digest,
+    check_sides,
+    check_units,
+    row_names,
+    shared_note,
+)
+from cellformers.evaluate.tables import Cells, read_cells
 from cellformers.folds import group_folds, stratified_folds
-from cellformers.io.files import digest_arrays, read_json, read_metadata, stamp, write_json
+from cellformers.io.files import read_json, read_metadata, stamp, write_json
 from cellformers.revisions import REVISIONS
+from cellformers.training.sides import DATASET_UNIT
+from cellformers.training.targets import SEPARATOR
 
 SHOWN = 3  # units spelt out in the name of a fold
 
@@ -44,6 +54,47 @@ def _stratified(cells: Cells, folds: int, seed: int) -> list[dict[str, Any]]:
         {"name": f"fold {f + 1}", "train": None, "test": sorted(keys[fold_of == f].tolist())}
         for f in range(folds)
     ]
+
+
+def _across(
+    cells: Cells, sides: Sequence[tuple[Sequence[str], Sequence[str]]], folds: int, seed: int
+) -> list[dict[str, Any]]:
+    """Folds that test on units of one dataset and train on the other units of another dataset.
+
+    Parameters
+    ----------
+    sides
+        Datasets (to train on, to test on).
+    folds
+        Units of the test datasets are tested one by one if there are at most so many, else so many groups of them.
+    """
+    names = row_names(cells, DATASET_UNIT)
+    result = []
+    for train, test in sides:
+        both = set(train) & set(test)
+        if both:
+            raise UserError(
+                f"dataset {min(both)!r} is on both sides", fix="leave --across out to hold out its units"
+            )
+        known, tested = np.isin(cells.dataset, train), np.isin(cells.dataset, test)
+        assert cells.unit is not None
+        fold_of = group_folds(cells.unit[tested], cells.label[tested], folds=folds, seed=seed)
+        for number in range(max(fold_of.values()) + 1):
+            held = sorted(u for u, f in fold_of.items() if f == number)
+            out = np.isin(cells.unit.astype(str), held)
+            if not (known & ~out).any():
+                raise UserError(
+                    f"{', '.join(train)} has no unit but {', '.join(held)}, so nothing is left to train on",
+                    fix="give a dataset of two units at least, or leave --across out",
+                )
+            result.append(
+                {
+                    "name": f"{'+'.join(train)} to {'+'.join(test)}: {_name(held, number)}",
+                    "train": sorted(set(names[known & ~out])),
+                    "test": sorted(set(names[tested & out])),
+                }
+            )
+    return result
 
 
 def _given(path: Path, names: np.ndarray) -> list[dict[str, Any]]:
@@ -97,15 +148,26 @@ def _annotate(folds: list[dict[str, Any]], split: Split, cells: Cells, by: str, 
             notes.append(
                 f"fold {fold['name']}: {', '.join(fold['test_only'])} only in test ({lost} cells), can't be predicted"
             )
-        if by == "dataset" and fold["train_only"]:
+        if by in ("dataset", DATASET_UNIT) and fold["train_only"]:
             notes.append(f"fold {fold['name']}: {', '.join(fold['train_only'])} only in training")
     return notes
 
 
 def _choose(
-    cells: Cells, train: Sequence[str] | None, test: Sequence[str] | None, given: Path | None
+    cells: Cells, train: Sequence[str] | None, test: Sequence[str] | None, given: Path | None, *, across: bool
 ) -> tuple[Literal["held-out", "transfer", "stratified", "given"], str]:
     """Kind of split and what it is made by."""
+    if across and (not train or not test or cells.unit is None):
+        raise UserError(
+            "a transfer across datasets that share units needs both datasets and the column of units",
+            fix="give --train, --test and --unit",
+        )
+    if across and any(SEPARATOR in name for name in (*(train or ()), *(test or ()))):
+        raise UserError(
+            f"a dataset's name holds {SEPARATOR!r}, which stands before the unit", fix="choose another"
+        )
+    if across and given is not None:
+        raise UserError("--given and --across exclude each other", fix="give one of them")
     if given is not None:
         return "given", "unit" if cells.unit is not None else "cell"
     if test:
@@ -113,7 +175,7 @@ def _choose(
         for name in (*(train or ()), *test):
             if name not in datasets:
                 raise UserError(f"no cells of dataset {name!r}", fix=did_you_mean(name, sorted(datasets)))
-        return "transfer", "dataset"
+        return "transfer", DATASET_UNIT if across else "dataset"
     if cells.unit is not None and len(set(cells.unit)) >= 2:
         return "held-out", "unit"
     return "stratified", "cell"
@@ -142,6 +204,7 @@ def make_cell_split(
     test: Sequence[str] | None = None,
     both_ways: bool = True,
     shared_units: bool = False,
+    across: bool = False,
     given: Path | None = None,
     folds: int = 5,
     seed: int = 0,
@@ -164,6 +227,12 @@ def make_cell_split(
         Dataset names for a transfer: train on the ones, test on the others (`both_ways`: and back).
     shared_units
         Accept that a unit of that name is on both sides of a transfer; noted in the split.
+    across
+        The datasets of a transfer share units: test on one unit of the test datasets (on groups of them, if there are
+        more than `folds`), train on the other units of the training datasets. A unit that only the test datasets have
+        is tested after training on all units of the others.
+    folds
+        Folds over units or cells, 2 at least.
     given
         JSON file with a split of your own, {"folds": [{"train": [...], "test": [...]}]}, lists of units
         (of cells if `unit` is left out). Units in neither list are left out of the fold.
@@ -186,7 +255,7 @@ def make_cell_split(
             f"label {label!r} has {len(classes)} classes for {len(table)} cells",
             fix="give a column of classes, each with several cells, not of numbers or names",
         )
-    kind, by = _choose(table, train, test, given)
+    kind, by = _choose(table, train, test, given, across=across)
     if kind == "transfer":
         _check_apart(cells, train or (), test or ())
     notes = [note] if note else []
@@ -195,7 +264,11 @@ def make_cell_split(
     elif kind == "transfer":
         sides = [(sorted(train or ()), sorted(test or ()))]
         sides += [sides[0][::-1]] if both_ways else []
-        parts = [{"name": f"{'+'.join(a)} to {'+'.join(b)}", "train": a, "test": b} for a, b in sides]
+        if by == DATASET_UNIT:
+            shared_units = False
+            parts = _across(table, sides, folds, seed)
+        else:
+            parts = [{"name": f"{'+'.join(a)} to {'+'.join(b)}", "train": a, "test": b} for a, b in sides]
     elif kind == "held-out":
         spread = Counter(c for c, _ in set(zip(table.label, table.unit, strict=True)))  # type: ignore[arg-type]
         if max(spread.values()) < 2:
@@ -228,115 +301,10 @@ def make_cell_split(
     }
     notes += _annotate(parts, Split(content), table, by, shared=shared_units)
     if shared_units and kind == "transfer":
-        notes.append(f"the same {unit} may be on both sides: what is held out is the dataset")
+        notes.append(shared_note(unit))
     parameters = {"label": label, "unit": unit, "folds": folds, "seed": seed}
     content |= stamp(
         "split", REVISIONS["split"], parameters=parameters, inputs={"cells": cells_digest(table)}
-    )
-    write_json(content, output)
-    return Split(content)
-
-
-def _groups(labels: str | Path, *, gene: str, group: str, names: np.ndarray) -> np.ndarray:
-    """The group of each gene, object[n] of str; a gene without one is a group of its own."""
-    ids, values = read_gene_table(labels, gene=gene, column=group)
-    known = dict(zip(ids, values, strict=True))
-    return np.array([f"gene {name}" if known[name] is None else known[name] for name in names], dtype=object)
-
-
-def make_gene_split(
-    *,
-    labels: str | Path,
-    label: str,
-    positive: str,
-    embeddings: Sequence[Path],
-    output: str | Path,
-    dataset: str,
-    gene: str = "gene_id",
-    group: str | None = None,
-    folds: int = 5,
-    seed: int = 0,
-    note: str | None = None,
-) -> Split:
-    """Split labelled genes into stratified folds and write the split, which holds the labels as well.
-
-    Parameters
-    ----------
-    labels, label, gene
-        csv or tsv table, its column of classes and its column of gene ids (an Ensembl version is ignored).
-    positive
-        The class whose probability is scored; all others together are the negative class. Where the column holds
-        the positive class only, genes with an empty field are the negative class, else they are left out.
-    group
-        Column of groups that stay together, such as pairs matched in expression or gene families. A gene whose
-        matched partner, of the other class, is in training is predicted worse than by chance.
-    embeddings
-        Gene embeddings of every model of the benchmark: only genes that all of them have are kept, so that every
-        method is scored on the same genes.
-
-    Raises
-    ------
-    UserError
-        If the positive class is missing (the nearest is named) or a class has fewer genes than there are folds.
-    """
-    ids, values = read_gene_table(labels, gene=gene, column=label)
-    present = sorted({v for v in values if v is not None})
-    if positive not in present:
-        raise UserError(
-            f"no gene is {positive!r} in column {label!r}", path=labels, fix=did_you_mean(positive, present)
-        )
-    others = [v for v in present if v != positive]
-    negative = others[0] if len(others) == 1 else f"not {positive}"
-    labelled = np.array([v is not None or not others for v in values], dtype=bool)
-    covered = np.ones(len(ids), dtype=bool)
-    for path in embeddings:
-        covered &= np.isin(ids.astype(str), read_vectors([Path(path)], key="gene_id")[0].astype(str))
-    keep = labelled & covered
-    order = np.argsort(ids[keep].astype(str))
-    names = ids[keep][order]
-    truth = np.array([positive if v == positive else negative for v in values[keep][order]], dtype=object)
-    sizes = {c: int((truth == c).sum()) for c in (negative, positive)}
-    if folds < 2 or min(sizes.values()) < folds:
-        counts = ", ".join(f"{n} {c}" for c, n in sizes.items())
-        raise UserError(f"too few labelled genes for {folds} folds ({counts})", path=labels)
-    groups = None if group is None else _groups(labels, gene=gene, group=group, names=names)
-    if groups is None:
-        fold_of = stratified_folds(names, truth, folds=folds, seed=seed)
-    else:
-        place = group_folds(groups, truth, folds=folds, seed=seed)
-        fold_of = np.array([place[g] for g in groups])
-        if any(len(set(truth[fold_of == f])) < 2 for f in range(folds)):
-            raise UserError(
-                f"the groups of column {group!r} leave a fold with one class",
-                path=labels,
-                fix="leave group out",
-            )
-    content: dict[str, Any] = {
-        "task": "genes",
-        "kind": "stratified" if groups is None else "held-out",
-        "by": "gene",
-        "dataset": dataset,
-        "label": label,
-        "unit": group,
-        "seed": seed,
-        "classes": [negative, positive],
-        "class_sizes": sizes,
-        "n": len(names),
-        "excluded": {
-            "no label": int((~labelled).sum()),
-            "no embedding": int((labelled & ~covered).sum()),
-        },
-        "genes": dict(zip(names.tolist(), truth.tolist(), strict=True)),
-        "groups": None if groups is None else groups.tolist(),
-        "folds": [
-            {"name": f"fold {f + 1}", "train": None, "test": names[fold_of == f].tolist()}
-            for f in range(folds)
-        ],
-        "notes": [note] if note else [],
-    }
-    parameters = {"label": label, "positive": positive, "group": group, "folds": folds, "seed": seed}
-    content |= stamp(
-        "split", REVISIONS["split"], parameters=parameters, inputs={"genes": digest_arrays(names, truth)}
     )
     write_json(content, output)
     return Split(content)

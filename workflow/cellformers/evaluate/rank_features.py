@@ -1,0 +1,103 @@
+"""Features of cells from the ranks of their genes alone: what of a Geneformer's score its input already has.
+
+A cell's tokens are its genes in descending order of count over median. The first has 1, the last of n has 1 / n, a
+gene that is not among them 0; special tokens are no genes. Of the 2,000 genes whose mean is highest in the training
+cells, a classifier gets these numbers. Memory: 8 bytes a token of the cells of the benchmark, twice that while they
+are read, and 16 kB a cell for the features of a fold, three times in the classifier.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from cellformers.errors import UserError
+from cellformers.evaluate.baselines import highest
+from cellformers.evaluate.tables import Cells, locate
+from cellformers.tokens import TokenBatch, check_vocabulary, read_tokens
+from cellformers.vocabulary import Vocabulary
+
+
+def normalised_ranks(batch: TokenBatch, keep: np.ndarray, vocabulary: Vocabulary) -> sp.csr_matrix:
+    """Ranks of the genes of some cells, float32 CSR [kept cells, genes]: 1 for the first, 1 / n for the last of n.
+
+    Parameters
+    ----------
+    batch
+        Tokens of consecutive cells.
+    keep
+        bool[cells], which of them.
+    vocabulary
+        Its genes are the columns.
+    """
+    column = np.full(vocabulary.size, -1, dtype=np.int32)
+    column[vocabulary.token_ids] = np.arange(len(vocabulary.token_ids), dtype=np.int32)
+    gene = column[batch.tokens]
+    cell = np.repeat(np.arange(len(keep)), np.diff(batch.offsets))
+    used = (gene >= 0) & keep[cell]
+    n_genes = np.bincount(cell[used], minlength=len(keep))[keep]
+    indptr = np.zeros(len(n_genes) + 1, dtype=np.int64)
+    np.cumsum(n_genes, out=indptr[1:])
+    place = np.arange(indptr[-1]) - np.repeat(indptr[:-1], n_genes)
+    value = (1 - place / np.repeat(n_genes, n_genes)).astype(np.float32)
+    shape = (len(n_genes), len(vocabulary.token_ids))
+    return sp.csr_matrix((value, gene[used], indptr), shape=shape)
+
+
+def aligned_ranks(
+    cells: Cells, files: Mapping[str, Sequence[Path]], *, vocabulary: Path | None
+) -> sp.csr_matrix:
+    """Ranks of the genes of `cells` in their order, float32 CSR [cells, genes of the vocabulary].
+
+    Raises
+    ------
+    UserError
+        If there is no vocabulary, tokens were made with another one, or lack cells of the benchmark.
+    """
+    if vocabulary is None:
+        raise UserError("rank_only needs to know which tokens are genes", fix="give --vocabulary")
+    known = Vocabulary.load(vocabulary)
+    parts: list[sp.csr_matrix] = []
+    for dataset in dict.fromkeys(cells.dataset):
+        if not files.get(dataset):
+            raise UserError(f"no tokens given for dataset {dataset!r}")
+        wanted = cells.cell_id[cells.dataset == dataset]
+        ids, ranks = _read(files[dataset], wanted, known)
+        rows = locate(wanted, ids, what="cells", path=files[dataset][0])
+        parts.append(ranks if np.array_equal(rows, np.arange(len(ids))) else ranks[rows])
+    return parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr")
+
+
+def _read(
+    paths: Sequence[Path], wanted: np.ndarray, vocabulary: Vocabulary
+) -> tuple[np.ndarray, sp.csr_matrix]:
+    """Names and ranks of the wanted cells, in the order of the files."""
+    index = pd.Index(wanted)
+    ids: list[np.ndarray] = []
+    blocks: list[sp.csr_matrix] = []
+    for path in paths:
+        check_vocabulary(path, vocabulary)
+        for batch in read_tokens(path):
+            if len(batch.tokens) and int(batch.tokens.max()) >= vocabulary.size:
+                raise UserError("holds tokens that the vocabulary lacks", path=path, fix="tokenize again")
+            keep = np.asarray(pd.Index(batch.cell_ids).isin(index))
+            ids.append(batch.cell_ids[keep])
+            blocks.append(normalised_ranks(batch, keep, vocabulary))
+    names = np.concatenate(ids) if ids else np.empty(0, dtype=object)
+    repeated = pd.Index(names).duplicated()
+    if repeated.any():
+        raise UserError(
+            f"cell {names[repeated][0]!r} is there twice", path=paths[0], fix="give each file once"
+        )
+    return names, sp.vstack(blocks, format="csr") if blocks else sp.csr_matrix((0, len(vocabulary.token_ids)))
+
+
+def rank_only(ranks: sp.csr_matrix, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks float64[rows, up to 2,000] of the genes of highest mean in training, seen in 10 of its cells."""
+    fitted = ranks[train]
+    total = np.bincount(fitted.indices, weights=fitted.data, minlength=ranks.shape[1])
+    detected = np.bincount(fitted.indices, minlength=ranks.shape[1])
+    chosen = ranks[:, highest(total, detected, len(train))]
+    return chosen[train].toarray().astype(np.float64), chosen[test].toarray().astype(np.float64)

@@ -10,7 +10,8 @@ chunks of 64 x 64. Measured side by side, in turns, each in a process of its own
     zlib-ng     the same with the library that our reader uses where it is installed
     reader      cellformers' blocks of counts, from the open file, with one and with two threads
     slices      `matrix[:, lo:hi]` of 2,048 cells with h5py, then scipy's CSR of cells
-    ingest      all of `cellformers ingest`, from the start of Python to the shards on disk
+    ingest      all of `cellformers ingest`, from the start of Python to the shards on disk (its hours are too many:
+                the start counts as if it were needed again for these few cells)
 
 Seconds are medians of the turns; processor seconds tell what a machine that others use too would hide.
 """

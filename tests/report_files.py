@@ -154,20 +154,15 @@ def make_score(
 ) -> Path:  # fmt: skip
     """A score and its predictions in the layout that `cellformers evaluate` and `cellformers mixing` write."""
     classes = CLASSES[task] if classes is None else classes
-    names = (
-        [f"donor {i + 1}" for i in range(units)]
-        if task == "cells"
-        else [f"fold {i + 1}" for i in range(units)]
-    )
+    part = "donor" if task == "cells" else "fold"
+    names = [] if task == "mixing" else [f"{part} {i + 1}" for i in range(units)]
     main, second = {
         "cells": ("macro_f1", "accuracy"), "genes": ("auc", "average_precision"),
         "mixing": ("batch_correction", "bio_conservation"),
     }[task]  # fmt: skip
     metrics = {
-        main: metric(value, width, names if task != "mixing" else [], units=task == "cells"),
-        second: metric(
-            value + (1 - value) / 3, width, names if task != "mixing" else [], units=task == "cells"
-        ),
+        main: metric(value, width, names, units=task == "cells"),
+        second: metric(value + (1 - value) / 3, width, names, units=task == "cells"),
     }
     if tokens is not None:
         metrics["auc_tokens"] = metric(tokens, width, names, units=False) | {"sd": 0.021}
@@ -179,11 +174,11 @@ def make_score(
         "benchmark": benchmark, "task": task, "dataset": dataset, "method": method, "kind": kind,
         "label": label if task != "genes" else "label", "classes": classes,
         "split": {
-            "kind": {"cells": "held-out", "genes": "stratified", "mixing": None}[task],
-            "unit": None if task == "genes" else "donor", "seed": 0, "folds": units, "names": names,
+            "kind": {"cells": "held-out", "genes": "stratified", "mixing": "all cells"}[task],
+            "unit": None if task == "genes" else "donor", "seed": 0, "folds": len(names), "names": names,
             "units": [[u] for u in names] if task == "cells" else None,
             "excluded": {"failed QC": 12, "no label": 0},
-        } if task != "mixing" else {"unit": "donor", "seed": 0},
+        },
         "n": n,
         "interval": {"method": "percentile bootstrap", "level": 0.95, "resamples": 2000, "resampled": resampled,
                      "note": note},
@@ -192,6 +187,7 @@ def make_score(
         "published": {main: [{"value": 0.9, "source": "A paper <2023>"}]} if published is None else published,
         "notes": ["a caveat for all", *notes],
         **(of_cells(classes, names, value) if task == "cells" else {}), **made("evaluate"),
+        **({"batches": {"donor 1": 3000, "donor 2": 1000}} if task == "mixing" else {}),
     }  # fmt: skip
     path = folder / benchmark / f"{method}.json"
     write_score(score, path)

@@ -57,10 +57,9 @@ def test_the_summary_says_what_was_found(page: Path) -> None:
     )
     assert "has 0.912 (0.882 to 0.942). Their intervals overlap." in text
     assert (
-        "The model small is best: AUC 0.780 (0.720 to 0.840). The best baseline, PCA of co-expression,"
-        in text
+        "The model small, fine-tuned is best: AUC 0.840 (0.780 to 0.900). The best baseline, PCA of" in text
     )
-    assert "The same network with random weights: 0.550." in text
+    assert "The same network with random weights: 0.660." in text
     assert re.search(r"\d+ of 400 cells from 2 datasets \(atlas and second\) passed quality control", text)
     assert (
         "694 genes of the vocabulary v were found; they hold at least 95.6 % of the counts of each dataset."
@@ -77,7 +76,7 @@ def test_tables_hold_the_numbers_of_the_files(page: Path, spec: ReportSpec) -> N
     assert "skipped: the file has no mitochondrial genes" in text
     assert "1,000 700 12 300 694 95.6 %" in text
     assert "3 128 4 512 704 90,112 4.970 6.100" in text
-    assert "Published: macro F1 0.9, A paper <2023>" in text
+    assert "Macro F1 0.9 0.912 small, 0.882 to 0.942 A paper <2023> –" in text
     assert (
         "Whole units held out: no donor is in training and in test (6 folds, each of 6 held out in turn)."
         in text
@@ -94,6 +93,9 @@ def test_cost_is_summed_over_jobs(page: Path, spec: ReportSpec) -> None:
     assert "pretrain 1 1 min 15 s 1 min 52 s 1.6 GB –" in text
     assert "simulate 1 4.2 s 6.3 s – –" in text  # memory that Snakemake had no time to measure
     assert "QC metrics 2 2.9 s 4.3 s 180 MB 103" in text  # 300 cells in 2.9 s, though in two shards
+    assert "download deposit 1 12 s" in text
+    assert "gene labels 1 1.3 s" in text
+    assert "fine-tune folds 2 1 min 1 s" in text
     assert "gone" not in text  # another dataset's leftovers
 
 
@@ -192,6 +194,27 @@ def test_only_a_table_of_cells_is_needed(tmp_path: Path) -> None:
         ReportSpec(datasets={"bare": DatasetFiles(folder=tmp_path / "bare")}), tmp_path / "report.html"
     )
     assert sections_of(tmp_path / "report.html") == ["summary", "data", "versions"]
+
+
+def test_every_reason_to_leave_cells_out_is_shown(tmp_path: Path) -> None:
+    cells = pa.table({"cell_id": ["a", "b"], "qc_pass": [True, False]})
+    write_table(cells, tmp_path / "bare" / "cells.parquet")
+    thresholds = {
+        "parameters": {"where": {"cell_type": ["myocyte", "CM <2>"], "day": ["3"]}, "max_cells": 2000},
+        "criteria": {
+            "where": {"n_fail": 1234}, "excluded: chimpanzee <x>": {"n_fail": 77}, "max_cells": {"n_fail": 5},
+            "a_new_one": {"n_fail": 3},
+        },
+    }  # fmt: skip
+    write_json(thresholds, tmp_path / "bare" / "qc" / "thresholds.json")
+    write_report(
+        ReportSpec(datasets={"bare": DatasetFiles(folder=tmp_path / "bare")}), tmp_path / "report.html"
+    )
+    text = text_of(tmp_path / "report.html")
+    assert "Only cells with cell_type myocyte or CM <2> and day 3; at most 2,000 cells" in text
+    assert "Not selected by its metadata – – 1,234" in text
+    assert "Excluded: chimpanzee <x> – – 77" in text
+    assert "A new one – – 3" in text
 
 
 def test_a_model_from_elsewhere_has_no_loss_curve(tmp_path: Path) -> None:

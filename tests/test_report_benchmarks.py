@@ -161,6 +161,7 @@ def test_precision_and_rates_are_those_of_the_thresholds() -> None:
 def test_mixing_shows_both_sides(page: Path) -> None:
     text = said(page, "patients")
     assert "Do cells of different donors mix while cells of different cell type stay apart?" in text
+    assert "2 batches: donor 1 (3,000 cells) and donor 2 (1,000 cells). Left out: 12 failed QC." in text
     assert "Bio conservation: 0.740 by the model, 0.873 by the baseline." in text
     assert "silhouette of batches" in text
     tiles = drawn(page, "patients-metrics")

@@ -48,7 +48,7 @@ for name, dataset in CONFIG.datasets.items():
             "../../envs/cpu.yaml"
         threads: 1
         resources:
-            mem_mb=memory(2000),
+            mem_mb=memory(2500),
             runtime=minutes(30, 60),
         params:
             revision=REVISIONS["ingest"],

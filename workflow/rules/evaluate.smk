@@ -29,16 +29,13 @@ rule finetune_fold:
         unpack(fold_inputs),
         split="<results>/benchmarks/{benchmark}/split.json",
     output:
-        # the weights of a fold are of no further use
-        weights=temp("<results>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}/model.safetensors"),
-        training="<results>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}/training.json",
-        loss="<results>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}/loss.tsv",
-        split="<results>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}/split.json",
-        predictions="<results>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}/predictions.parquet",
+        **fold_outputs(CellBenchmark),
     log:
         "<logs>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}.log",
     benchmark:
         "<benchmarks>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}.tsv"
+    wildcard_constraints:
+        benchmark=one_of(benchmarks_by(CellBenchmark)),
     conda:
         GPU_ENV
     # one thread, as for pretraining
@@ -57,6 +54,13 @@ rule finetune_fold:
     shell:
         "cellformers finetune {params.sources} --model {params.model} --split-file {input.split} {params.options} "
         "--threads {threads} -o {params.folder} 2> {log}"
+
+
+use rule finetune_fold as finetune_fold_genes with:
+    output:
+        **fold_outputs(GeneBenchmark),
+    wildcard_constraints:
+        benchmark=one_of(benchmarks_by(GeneBenchmark)),
 
 
 rule evaluate:

@@ -91,8 +91,9 @@ def method_features(benchmark, method):
     first, _, last = method.partition("_")
     if first in ("svm", "forest", "logistic") and last in ("ranks", "counts"):
         return last
-    mixing = isinstance(CONFIG.benchmarks[benchmark], MixingBenchmark)
-    permuted = "pca_hvg" if mixing else "log_counts"
+    spec = CONFIG.benchmarks[benchmark]
+    plain = {CellBenchmark: "log_counts", GeneBenchmark: "mean_expression", MixingBenchmark: "pca_hvg"}
+    permuted = plain[type(spec)]
     return {"permuted": permuted, "oracle": "column"}.get(method, method)
 
 
@@ -136,3 +137,11 @@ def number_of_folds(spec):
         except (UserError, KeyError, TypeError) as error:
             raise WorkflowError(f"{spec.split} is no file with a list of folds ({error})") from None
     return 1 if isinstance(spec, CellBenchmark) and spec.test and not spec.across else spec.folds
+
+
+def all_scores():
+    return [
+        f"<results>/benchmarks/{benchmark}/{method}.json"
+        for benchmark in CONFIG.benchmarks
+        for method in benchmark_methods(benchmark)
+    ]

@@ -54,6 +54,23 @@ def split_options(wildcards, input):
     )
 
 
+def predicted(spec):
+    """What a fine-tuning predicts: of genes also in every cell."""
+    genes = spec is GeneBenchmark or isinstance(spec, GeneBenchmark)
+    return ["predictions.parquet", *(["predictions_pooled.parquet"] if genes else [])]
+
+
+def fold_outputs(kind):
+    """The files of a fine-tuning in a benchmark; the weights of a fold are of no further use."""
+    folder = "<results>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}"
+    names = {"training": "training.json", "loss": "loss.tsv", "sides": "split.json"}
+    return {
+        "weights": temp(f"{folder}/model.safetensors"),
+        **{key: f"{folder}/{name}" for key, name in names.items()},
+        "predictions": [f"{folder}/{name}" for name in predicted(kind)],
+    }
+
+
 def evaluate_inputs(wildcards):
     """Cells and labels of the benchmark, and the embeddings, counts or fine-tuned models that the method reads."""
     benchmark, method = wildcards.benchmark, wildcards.method
@@ -63,7 +80,9 @@ def evaluate_inputs(wildcards):
     if features == "finetuned":
         return files | {
             "trained": [f"{folder}/training.json" for folder in fold_models(benchmark, method)],
-            "predictions": [f"{folder}/predictions.parquet" for folder in fold_models(benchmark, method)],
+            "predictions": [
+                f"{folder}/{name}" for folder in fold_models(benchmark, method) for name in predicted(spec)
+            ],
         }
     files["features"] = [path for _, path in method_files(benchmark, method)]
     if features not in ("embedding", "column"):
@@ -113,12 +132,12 @@ def fold_inputs(wildcards):
     spec = CONFIG.benchmarks[benchmark]
     labels = [f"<results>/{name}/cells.parquet" for name in spec.datasets]
     if isinstance(spec, GeneBenchmark):
-        labels = [label_table(benchmark)]
+        # the split holds the classes of its genes, and no other gene may be trained on
+        labels = [f"<results>/benchmarks/{benchmark}/split.json"]
     return {"tokens": tokens_of(spec.datasets, start), "labels": labels, "model": model_files(start)}
 
 
 def fold_sources(wildcards, input):
-    """Tokens and labels; of several datasets with their names in front."""
     return sources_of(CONFIG.benchmarks[wildcards.benchmark].datasets, input)
 
 
@@ -126,17 +145,6 @@ def fold_options(wildcards):
     spec = CONFIG.benchmarks[wildcards.benchmark]
     genes = isinstance(spec, GeneBenchmark)
     options = finetune_settings(spec.finetune, {"models", "untrained"})
-    if genes:
-        options |= {"key": spec.labels.gene, "positive": positive_class(wildcards.benchmark)}
-    else:
-        options["unit"] = spec.unit
+    options["unit"] = None if genes else spec.unit
     options["label"] = spec.labels.label if genes else spec.label
     return flags(task=spec.task, fold=int(wildcards.fold), **options)
-
-
-def all_scores():
-    return [
-        f"<results>/benchmarks/{benchmark}/{method}.json"
-        for benchmark in CONFIG.benchmarks
-        for method in benchmark_methods(benchmark)
-    ]

@@ -53,8 +53,11 @@ def _plural(noun: str) -> str:
 def describe_split(score: Score) -> str:
     """How training and test were told apart, in a sentence or two."""
     split = score["split"] or {}
-    if score["task"] == "mixing" or "kind" not in split:
-        return ""
+    excluded = [f"{n:,} {reason}" for reason, n in (split.get("excluded") or {}).items() if n]
+    left_out = f" Left out: {words.listing(excluded)}." if excluded else ""
+    if score["task"] == "mixing":
+        batches = [f"{name} ({n:,} cells)" for name, n in (score.get("batches") or {}).items()]
+        return (f"{len(batches)} batches: {words.listing(batches)}." if batches else "") + left_out
     folds, unit = split["folds"], split.get("unit")
     what = "genes" if score["task"] == "genes" else "cells"
     if split["kind"] == "held-out":
@@ -70,8 +73,7 @@ def describe_split(score: Score) -> str:
         text = f"{folds} folds, stratified over {what}."
         if what == "cells":
             text += " No donor or batch is held out."
-    excluded = [f"{n:,} {reason}" for reason, n in (split.get("excluded") or {}).items() if n]
-    return text + (f" Left out: {words.listing(excluded)}." if excluded else "")
+    return text + left_out
 
 
 def describe_interval(score: Score) -> str:

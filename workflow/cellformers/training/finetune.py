@@ -193,9 +193,11 @@ def finetune(
         files, targets, split, config=source.network.config, vocabulary=source.vocabulary, limits=limits
     )
     steps = count_steps(problem, settings)
-    check_schedule(schedule=settings.schedule, warmup=settings.warmup, steps=steps)
+    long = settings.long_warmup and settings.warmup > max(steps, 1)
+    check_schedule(schedule=settings.schedule, warmup=settings.warmup, steps=None if long else steps)
     if note is not None:
-        for line in (*_told(report), *problem.split["notes"], _sizes(problem, steps)):
+        notes = [*problem.split["notes"], *([_unfinished(settings, steps)] if long else [])]
+        for line in (*_told(report), *notes, _sizes(problem, steps)):
             note(line)
     parameters, inputs = _about(problem, source, settings, adapter)
     with _work_folder(work, output), _threads(threads):
@@ -299,6 +301,13 @@ def _told(report: Mapping[str, Any]) -> list[str]:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             lines.append(f"{len(names)} labelled genes are {what.replace('_', ' ')}: {shown}")
     return lines
+
+
+def _unfinished(settings: Settings, steps: int) -> str:
+    return (
+        f"the published warm-up of {settings.warmup:,.0f} steps is longer than the training of {steps:,}: "
+        f"the learning rate ends at {steps / settings.warmup:.1%} of its peak"
+    )
 
 
 def _sizes(problem: Problem, steps: int) -> str:

@@ -78,4 +78,6 @@ def find_preset(name: str, *, task: str) -> Preset:
 def resolve(preset: Preset | None, given: Mapping[str, Any]) -> Settings:
     """The settings of a preset (None: the defaults), overridden by those given that are not None."""
     explicit = {name: value for name, value in given.items() if value is not None}
-    return Settings(**{**(preset.settings if preset is not None else {}), **explicit})
+    published = preset.settings if preset is not None else {}
+    long = "warmup" in published and "warmup" not in explicit
+    return Settings(**{**published, "long_warmup": long, **explicit})

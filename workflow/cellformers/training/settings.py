@@ -63,6 +63,9 @@ class Settings:
     seed: int = 0
     """Of the head's first weights, order of cells, dropout, and of what is drawn."""
 
+    long_warmup: bool = False
+    """Accept a warm-up longer than the training, whose rate then never reaches its peak: where it is published so."""
+
     def __post_init__(self) -> None:
         for name, allowed in (
             ("monitor", MONITORS), ("keep", KEEP), ("class_weights", CLASS_WEIGHTS), ("precision", PRECISIONS),

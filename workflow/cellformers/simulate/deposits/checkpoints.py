@@ -21,7 +21,7 @@ from cellformers.simulate.deposits.genome import Genome
 from cellformers.vocabulary import SPECIAL_TOKENS
 
 MODELS = {"geneformer-v1-10m": "v1", "geneformer-v2-104m": "v2"}
-SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
+SIZES = {"num_hidden_layers": 6, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
 WITHOUT_TOKEN = {"v1": 20, "v2": 30}  # genes that a dictionary does not know, or has no token for
 REFERENCE_CELLS = 300
 TYPES = ("Cardiomyocyte", "Fibroblast", "Macrophage", "iPSC", "Vascular endothelial cells")

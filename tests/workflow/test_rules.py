@@ -61,6 +61,38 @@ def published_models() -> dict[str, Any]:
     }  # fmt: skip
 
 
+PUBLISHED = yaml.safe_load((ROOT / "config" / "benchmarks.yaml").read_text())
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
+def test_the_published_benchmarks_are_planned_whole(snakemake: Run, tmp_path: Path, accelerator: str) -> None:
+    """Every rule, a job a method and fold, GPUs for what computes with a model and for nothing else."""
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    done = snakemake(tmp_path, {**PUBLISHED, "accelerator": accelerator}, "--dry-run", "--verbose")
+    plan = done.stdout + done.stderr
+    assert done.returncode == 0, plan
+    jobs = planned_jobs(plan)
+    assert jobs["download_deposit"] == 7
+    assert jobs["download"] == 2
+    assert jobs["gene_labels"] == 7
+    assert jobs["mixing"] == 2 * (4 + 3 + 1)
+    assert jobs["finetune_fold_genes"] == 5 * (2 + 2 + 1 + 1)
+    assert jobs["finetune_fold"] == 2 + 3 + 2 + 2
+    assert {f"ingest_{name}" for name in PUBLISHED["datasets"]} <= set(jobs)
+    for rule in ("finetune_fold", "finetune_fold_genes", "embed_cells", "embed_genes"):
+        assert ("gpu=1" in resources_of(plan, rule)) == (accelerator == "cuda")
+    for rule in ("download_deposit", "gene_labels", "split", "evaluate", "mixing"):
+        assert "gpu" not in resources_of(plan, rule)
+
+
+def test_a_split_that_is_not_there_is_told_before_anything_runs(snakemake: Run, tmp_path: Path) -> None:
+    done = snakemake(tmp_path, PUBLISHED, "--dry-run")  # in a folder without config/splits
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "config/splits/cardiomyopathy.json" in said
+    assert "Traceback" not in said
+
+
 @pytest.fixture
 def own_files(tmp_path: Path) -> Path:
     for name in ("mine.h5ad", "other.h5ad", "genes.csv"):

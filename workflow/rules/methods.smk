@@ -60,28 +60,6 @@ def benchmark_vocabulary(benchmark):
     return vocabulary_files(vocabulary_of(model)) if model else []
 
 
-def label_table(benchmark):
-    """The table of labelled genes of a benchmark."""
-    labels = CONFIG.benchmarks[benchmark].labels
-    if labels.deposit:
-        vocabulary = vocabulary_of(benchmark_model(benchmark))
-        return f"<results>/labels/{labels.deposit}.{labels.part}.{vocabulary}.csv"
-    return "<results>/simulated/gene_labels.csv" if labels.simulated else str(labels.path)
-
-
-def positive_class(benchmark):
-    labels = CONFIG.benchmarks[benchmark].labels
-    if labels.positive is None and labels.deposit:
-        return read_deposit(labels.deposit).parts[labels.part].positive
-    return labels.positive or "sensitive"
-
-
-def group_column(benchmark):
-    """The simulated factors are matched pairs; torn apart, a method without information scores below chance."""
-    labels = CONFIG.benchmarks[benchmark].labels
-    return "pair" if labels.simulated else labels.group
-
-
 def method_features(benchmark, method):
     """What a method predicts from: the value of --features."""
     if method_embedding(benchmark, method):
@@ -121,11 +99,10 @@ def method_files(benchmark, method):
 
 def fold_models(benchmark, method):
     """The fine-tuned models of a method, in the order of the folds."""
-    spec = CONFIG.benchmarks[benchmark]
     start = method.removesuffix(FINETUNED_SUFFIX)
     return [
         f"<results>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}"
-        for fold in range(1, number_of_folds(spec) + 1)
+        for fold in range(1, FOLDS[benchmark] + 1)
     ]
 
 
@@ -137,6 +114,11 @@ def number_of_folds(spec):
         except (UserError, KeyError, TypeError) as error:
             raise WorkflowError(f"{spec.split} is no file with a list of folds ({error})") from None
     return 1 if isinstance(spec, CellBenchmark) and spec.test and not spec.across else spec.folds
+
+
+FOLDS = {
+    name: number_of_folds(CONFIG.benchmarks[name]) for name in benchmarks_by(CellBenchmark, GeneBenchmark)
+}
 
 
 def all_scores():

@@ -56,7 +56,14 @@ def small(shards: int) -> dict[str, object]:
         },
         "embeddings": {"tiny": {"model": "tiny", "mode": "cell", "states": "cell_type"}},
         "benchmarks": {
-            "types": {"task": "cells", "train": ["atlas"], "label": "cell_type", "unit": "donor"},
+            "types": {
+                "task": "cells",
+                "train": ["atlas"],
+                "label": "cell_type",
+                "unit": "donor",
+                "folds": 2,
+                "finetune": {"models": ["tiny"], "epochs": 0.3, "heldout": 0},
+            },
             "dosage": {"task": "genes", "dataset": "atlas", "labels": {"simulated": True}},
         },
     }
@@ -127,7 +134,8 @@ def test_scores_stand_beside_their_controls(runs: Path) -> None:
     for baseline in ("mean_expression", "detection"):
         assert 0.35 <= dosage[baseline]["metrics"]["auc"]["value"] <= 0.65
     types = {path.stem: json.loads(path.read_text()) for path in (folder / "types").glob("*.json")}
-    assert set(types) == {"split", "tiny", "tiny-random", "pca_hvg", "log_counts", "permuted"}
+    baselines = {"pca_hvg", "log_counts", "rank_only", "permuted"}
+    assert set(types) == {"split", "tiny", "tiny-random", "tiny-finetuned", *baselines}
     value = {name: score["metrics"]["macro_f1"]["value"] for name, score in types.items() if name != "split"}
     assert value["permuted"] < 0.3 < value["pca_hvg"]
 
@@ -141,6 +149,9 @@ def test_scores_stand_beside_their_controls(runs: Path) -> None:
         (lambda c: c["datasets"]["atlas"].update(label="batch"), "columns", "embed_cells"),
         (lambda c: c["benchmarks"]["types"].pop("unit"), "split", "embed_cells"),
         (lambda c: c["benchmarks"]["types"].update(note="a caveat"), "split", "embed_cells"),
+        (lambda c: c["benchmarks"]["types"].update(question="What?"), None, "split"),
+        (lambda c: c["benchmarks"]["types"]["finetune"].update(epochs=0.2), "finetune_fold", "split"),
+        (lambda c: c["datasets"]["atlas"].update(max_cells=300), "qc", "ingest_atlas"),
         (lambda c: c["embeddings"]["tiny"].update(layer=0), "embed_cells", "pretrain_model"),
         (lambda c: c["models"]["tiny"]["pretrain"].update(steps=21), "pretrain_model", "tokenize"),
         (lambda c: c.update(seed=1), "split", "qc"),

@@ -18,7 +18,7 @@ rule split:
         runtime=minutes(10),
     params:
         revision=REVISIONS["split"],
-        settings=benchmark_settings,
+        settings=benchmark_settings("published", "batch", "finetune"),
         options=split_options,
     shell:
         "cellformers split {params.options} -o {output} 2> {log}"
@@ -46,7 +46,6 @@ rule finetune_fold:
         runtime=minutes(480),
     params:
         revision=REVISIONS["finetune"],
-        settings=benchmark_settings,
         folder=subpath(output.training, parent=True),
         model=folder_of("model"),
         sources=fold_sources,
@@ -84,7 +83,7 @@ rule evaluate:
         runtime=minutes(60, 600),
     params:
         revision=REVISIONS["evaluate"],
-        settings=benchmark_settings,
+        settings=benchmark_settings("finetune"),
         options=evaluate_options,
     shell:
         "cellformers evaluate --split {input.split} {params.options} "
@@ -110,7 +109,7 @@ rule mixing:
         runtime=minutes(60, 600),
     params:
         revision=REVISIONS["mixing"],
-        settings=benchmark_settings,
+        settings=benchmark_settings(),
         options=evaluate_options,
     shell:
         "cellformers mixing {params.options} --threads {threads} -o {output} 2> {log}"

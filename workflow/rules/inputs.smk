@@ -22,9 +22,15 @@ def qc_settings(wildcards):
     return f"{dataset.qc.model_dump_json()} {dataset.where} {dataset.max_cells} seed={CONFIG.seed}"
 
 
-def benchmark_settings(wildcards):
-    """What of the config a benchmark depends on; see `qc_settings`."""
-    return f"{CONFIG.benchmarks[wildcards.benchmark].model_dump_json()} seed={CONFIG.seed}"
+def benchmark_settings(*apart):
+    """What of the config a job of a benchmark depends on, but for `apart` and what only the report shows."""
+    shown = {"question", "protocol", "new", "citation", "baselines", "embeddings", *apart}
+
+    def settings(wildcards):
+        spec = CONFIG.benchmarks[wildcards.benchmark]
+        return f"{spec.model_dump_json(exclude=shown)} seed={CONFIG.seed}"
+
+    return settings
 
 
 def needed_columns(wildcards):

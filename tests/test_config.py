@@ -1,12 +1,15 @@
 """The config: what it accepts, what it says of mistakes, and that its generated texts are current."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from cellformers import config, config_docs
+from cellformers.config.finetuning import OF_ONE_TASK, Preset
 from cellformers.errors import UserError
+from cellformers.training.finetune_presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 MINIMAL = {"datasets": {"mine": {"path": "my.h5ad"}}}
@@ -14,6 +17,19 @@ MINIMAL = {"datasets": {"mine": {"path": "my.h5ad"}}}
 
 def change(**sections: object) -> dict[str, object]:
     return {**MINIMAL, **sections}
+
+
+def cells_of(**keys: object) -> dict[str, object]:
+    """A config with one benchmark of cells."""
+    return change(benchmarks={"b": {"task": "cells", "train": ["mine"], "label": "x"} | keys})
+
+
+def genes_of(**keys: object) -> dict[str, object]:
+    """A config with one benchmark of genes."""
+    return change(benchmarks={"b": {"task": "genes", "dataset": "mine"} | keys})
+
+
+PUBLISHED = {"metric": "macro_f1", "value": 0.8, "source": "a paper"}
 
 
 def refusal(values: dict[str, object]) -> str:
@@ -128,6 +144,47 @@ def test_minimal_config_gets_defaults() -> None:
             ),
             "was fine-tuned on labels of mine",
         ),
+        (change(datasets={"d": {"deposit": "gse12909"}}), "no deposit 'gse12909' is registered"),
+        (change(datasets={"d": {"deposit": "gse129096", "part": "drp"}}), "did you mean 'drop'?"),
+        (
+            change(datasets={"d": {"path": "a", "where": {"day": []}}}),
+            "datasets.d.where.day: List should have",
+        ),
+        (cells_of(baselines=["pca_hvg", "pca_hvg"]), "benchmarks.b.baselines: names 'pca_hvg' twice"),
+        (cells_of(train=["mine", "mine"]), "benchmarks.b.train: names 'mine' twice"),
+        (cells_of(baselines=["harmony"]), "harmony has one batch, the dataset: name a column as batch"),
+        (cells_of(finetune={"preset": "paper"}), "benchmarks.b.finetune.models: is missing"),
+        (
+            cells_of(finetune={"models": ["m"], "preset": "papper"}),
+            "benchmarks.b.finetune.preset: Input should",
+        ),
+        (
+            cells_of(finetune={"models": ["m"], "preset": "dosage-sensitivity"}),
+            "the preset dosage-sensitivity is not for the task cells",
+        ),
+        (cells_of(finetune={"models": ["m"], "max_cells": 9}), "leave max_cells out, every cell"),
+        (cells_of(across=True), "across needs test and unit"),
+        (cells_of(published=[PUBLISHED | {"source": "a|b"}]), "are without |"),
+        (
+            cells_of(published=[PUBLISHED | {"value": 86.4}]),
+            "published.0.value: Input should be less than or equal",
+        ),
+        (
+            cells_of(published=[PUBLISHED | {"metric": "makro_f1"}]),
+            "benchmarks.b.published: no table shows 'makro_f1'; did you mean 'macro_f1'?",
+        ),
+        (
+            genes_of(labels={"deposit": "tf-range", "part": "all", "positive": "long"}),
+            "benchmarks.b.labels.positive: no class is 'long'; there is: short_range, long_range",
+        ),
+        (
+            genes_of(labels={"deposit": "tf-range", "part": "all", "group": "family"}),
+            "leave gene, label and group out",
+        ),
+        (
+            genes_of(labels={"path": "x", "group": "pair"}, match="expression"),
+            "match makes groups of its own",
+        ),
         ({}, "datasets"),
         ({"datasets": {"m": {"path": "a", "shards": 0}}}, "greater than or equal to 1"),
     ],
@@ -148,6 +205,11 @@ def test_models_of_one_line_read_one_vocabulary() -> None:
         )
     )
     assert [loaded.vocabulary_of(name) for name in loaded.models] == ["gc104M"] * 3 + ["own"]
+
+
+def test_presets_of_the_config_are_those_there_are() -> None:
+    tasks = {name: preset.task for name, preset in PRESETS.items()}
+    assert tasks == {name: OF_ONE_TASK.get(name) for name in get_args(Preset)}
 
 
 def test_what_a_model_was_taught_is_told() -> None:

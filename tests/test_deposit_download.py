@@ -430,6 +430,54 @@ def test_two_at_once(lab: Lab) -> None:
     assert lab.hub.times("a.tsv") == lab.hub.times("b.tsv") == 1
 
 
+def test_a_lock_file_that_somebody_changed(lab: Lab) -> None:
+    get()
+    path = home() / "deposits.lock.json"
+    for files, folder in (
+        ({"small/b.tsv": 3}, {}),
+        ({"small/b.tsv": {"size": 3}}, {}),
+        ({}, {"b.tsv": {"size": 3, "sha256": "ab"}}),
+        ({}, ["b.tsv"]),
+    ):
+        path.write_text(json.dumps({"files": files, "folders": {"deposits/small": folder}}))
+        with pytest.raises(
+            UserError, match=r"deposits\.lock\.json: holds records that are none of.*; remove it"
+        ):
+            get()
+    path.unlink()
+    assert content_of(get()) == {"a.tsv": lab.a, "b.tsv": lab.b}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html>\n<html>maintenance</html>", "is a web page, not the file"),
+        (b"\xef\xbb\xbf \n<HTML><body>sign in", "is a web page, not the file"),
+        (b'<?xml version="1.0"?><Error>', "is a web page, not the file"),
+    ],
+)
+def test_a_page_in_place_of_a_file_is_not_locked(lab: Lab, content: bytes, words: str) -> None:
+    """A server that answers with a page and status 200, where no digest says that this is not the file."""
+    whole, lab.b = lab.b, content
+    lab.publish()
+    with pytest.raises(UserError) as caught:
+        get()
+    by_hand = home() / "manual" / "small" / "b.tsv"
+    assert f"{lab.hub.url}/data/b.tsv: {words}; " in str(caught.value)
+    assert str(caught.value).endswith(f"put it at {by_hand}")
+    assert list(content_of(home() / "deposits" / "small")) == ["a.tsv"]
+    assert lock()["files"] == {}
+    by_hand.parent.mkdir(parents=True)
+    by_hand.write_bytes(content)
+    with pytest.raises(UserError, match=f"{by_hand}: {words}; fetch it again$"):
+        get()
+    by_hand.unlink()
+    lab.b = whole
+    lab.publish()
+    assert content_of(get()) == {"a.tsv": lab.a, "b.tsv": lab.b}
+
+
 # --- by hand --------------------------------------------------------------------------------------------
 
 
@@ -528,7 +576,10 @@ def test_addresses_of_a_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mirrored(url) == url
     monkeypatch.setenv("CELLFORMERS_MIRROR", "https://mirror.example/public/")
     assert mirrored(url) == "https://mirror.example/public/lab.org:8080/a%2Fb/c.tsv?download=1"
-    for wrong in ("mirror.example", "file:///data", "https://", "https://me:pw@mirror.example"):
+    for wrong in (
+        "mirror.example", "file:///data", "https://", "https://me:pw@mirror.example", "https://[::1",
+        "https://mirror.example:eighty", "https://my mirror/public",
+    ):  # fmt: skip
         monkeypatch.setenv("CELLFORMERS_MIRROR", wrong)
         with pytest.raises(
             UserError, match=r"CELLFORMERS_MIRROR is .*, no address of a server; set it to https://"

@@ -302,7 +302,8 @@ def test_yes_and_no_without_quotes(tmp_path: Path) -> None:
         (part_with(donors={"P1": {"type": 3}}), "small: all: donors: P1: type is 3"),
         (part_with(classes=["a"]), "small: all: unknown key 'classes'"),
         ({"parts": {"../up": PART}}, "small: parts: ../up is '../up'"),
-        (genes(classes=["on"]), "small: all: classes are fewer than two"),
+        (genes(classes=["on"]), "small: all: classes are 1, not two"),
+        (genes(classes=["on", "off", "both"]), "small: all: classes are 3, not two"),
         (genes(positive="of"), "small: all: positive is 'of'; did you mean 'off'?"),
         (genes(threshold={"column": "score", "at_least": "1"}), "small: all: threshold: at_least is '1', not a number"),
         (genes(threshold={"column": "score"}), "small: all: threshold lacks at_least"),
@@ -315,6 +316,7 @@ def test_entries_that_are_wrong(tmp_path: Path, changes: dict[str, Any], words: 
     assert str(caught.value).startswith(f"{path}: ")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("; mend the entry: docs/benchmarks.md explains its keys")
 
 
 @pytest.mark.parametrize(

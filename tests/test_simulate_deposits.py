@@ -610,6 +610,7 @@ def test_deposits_are_small(root: Path) -> None:
     ("names", "options", "message"),
     [
         (["gse15546"], {}, "no deposit 'gse15546' is simulated; did you mean 'gse155468'"),
+        (["all", "gse15546"], {}, "no deposit 'gse15546' is simulated; did you mean 'gse155468'"),
         (["tf-range"], {"seed": -1}, "seed -1 is negative"),
         (["gse155468"], {"cells": 100}, "ask for at least 150"),
     ],

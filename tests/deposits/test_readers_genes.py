@@ -13,6 +13,7 @@ from token_files import make_vocabulary
 
 from cellformers.errors import UserError
 from cellformers.io.pickles import read_lists
+from cellformers.resources import resource
 from cellformers.vocabulary import Vocabulary
 
 N = 60
@@ -82,6 +83,9 @@ def test_dosage_sensitivity_from_the_rare_variant_map(tmp_path, vocabulary):
     write_gz(folder / SCORES, "\n".join(rows).replace("0.86", "high"))
     done, _ = label(folder, vocabulary, "collins2022", "haploinsufficient")
     assert "column 'pHaplo' is no number" in done.err
+    write_gz(folder / SCORES, "\n".join(rows).replace("0.86", "86"))
+    done, _ = label(folder, vocabulary, "collins2022", "haploinsufficient")
+    assert f"{SCORES}: column 'pHaplo' is no probability in every row" in done.err
 
 
 @pytest.mark.parametrize("start", ["", "\ufeff"])
@@ -129,6 +133,9 @@ def test_lists_of_promoters_repeat_genes(tmp_path, vocabulary):
     done, found = label(folder, vocabulary, "geneformer-labels", "bivalent_vs_no_methyl")
     assert [r["gene_id"] for r in found if r["label"] == "no_methylation"] == [IDS[20]]
     assert len(found) == 7
+    (folder / "no_methylation_gene_labels.txt").write_text("\n".join(bivalent))
+    done, _ = label(folder, vocabulary, "geneformer-labels", "bivalent_vs_no_methyl")
+    assert "bivalent_gene_labels.txt: has every gene in both classes" in done.err
     (folder / "no_methylation_gene_labels.txt").write_text("SOX2\n")
     done, _ = label(folder, vocabulary, "geneformer-labels", "bivalent_vs_no_methyl")
     assert "no_methylation_gene_labels.txt: holds no Ensembl ids" in done.err
@@ -197,7 +204,7 @@ def test_regulatory_range_in_any_case(tmp_path, vocabulary):
     assert "2 of 8 rows have another assignment" in done.err
     (folder / RANGE).write_text("\n".join(rows).replace("short", "long").replace("SHORT", "long"))
     done, _ = label(folder, vocabulary, "tf-range")
-    assert "none of them short_range" in done.err
+    assert f"{RANGE}: has no gene that is short_range; get the deposit again" in done.err
     (folder / RANGE).write_text(
         "\n".join(rows).replace("-range", "").replace("-Range", "").replace("-RANGE", "")
     )
@@ -206,6 +213,22 @@ def test_regulatory_range_in_any_case(tmp_path, vocabulary):
     (folder / RANGE).write_text("\n".join(rows).replace("assignment", "class"))
     done, _ = label(folder, vocabulary, "tf-range")
     assert f"{RANGE}: has no column 'assignment'" in done.err
+
+
+def test_an_entry_that_fits_no_reader_is_named(tmp_path, vocabulary, monkeypatch):
+    own = tmp_path / "resources" / "datasets" / "tf-range.yaml"
+    own.parent.mkdir(parents=True)
+    (tmp_path / "in").mkdir()
+    text = resource("datasets/tf-range.yaml").read_text()
+    monkeypatch.setenv("CELLFORMERS_RESOURCES", str(tmp_path / "resources"))
+    for reader, words in (
+        ("tf_rang", "the part all names an unknown reader 'tf_rang'; did you mean 'tf_range'?"),
+        ("gse156793", "the part all names an unknown reader 'gse156793'; there is: collins2022"),
+        ("collins2022", f"{RANGE} is no file that the reader looks for (dosage_sensitivity_scores); mend the entry"),
+    ):  # fmt: skip
+        own.write_text(text.replace("reader: tf_range", f"reader: {reader}"))
+        done, _ = label(tmp_path / "in", vocabulary, "tf-range")
+        assert f"error: {own}: {words}" in done.err
 
 
 def test_cells_are_no_labels_of_genes_and_the_other_way_round(tmp_path, vocabulary):

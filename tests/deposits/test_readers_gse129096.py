@@ -126,7 +126,13 @@ def test_what_differs_from_what_is_known_is_refused(tmp_path):
     refused("where <barcode>_<day>_<Rep> is expected")
     write(folder, "drop", [*names, names[0]])
     refused(f"cell name {names[0]!r} occurs more than once")
+    assert "make_unique" not in ingest(folder, output, "gse129096", "drop").err
     refused(NAMES["dronc"] + ": no such file", part="dronc")
+    write(folder, "drop", names)
+    (folder / "species_assign_matrix.txt").write_text("CB\thg_specificity_score\n\t0.1\n\t0.2\n")
+    refused("species_assign_matrix.txt: has more than one row without a name")
+    (folder / NAMES["drop"]).rename(folder / NAMES["heart"])
+    refused(NAMES["heart"], "as the files of the two lines do", part="heart")
     refused("has no part 'dropseq'", "'drop'", part="dropseq")
 
 

@@ -145,12 +145,31 @@ def test_labels_that_differ_from_what_is_known_are_refused(tmp_path):
     refused(labels.assign(**{"orig.ident": "Con4"}), "is of Con4, by its number it is of")
     refused(labels.assign(**{"": labels[""] + "_99"}), "<barcode>.1_<number of the sample>")
     refused(pd.concat([labels, labels[:1]]), "in more than one row")
+    refused(labels.assign(nCount_RNA="many"), "column 'nCount_RNA' is no number in every row", "--verify")
+    refused(labels.assign(nCount_RNA=np.nan), "states no total counts (nCount_RNA)")
     refused(labels.assign(nCount_RNA=labels["nCount_RNA"] * 2), "other total counts", "have less")
     refused(labels.assign(nCount_RNA=labels["nCount_RNA"] // 2), "other total counts", "median ratio is 2.")
     swapped = labels.copy()
     con4 = swapped[""].str.endswith("_1")
     swapped.loc[con4, ""] = [f"{b}.1_1" for b in make_barcodes(int(con4.sum()), seed=9)]
     refused(swapped, "names only 0 of the 6 cells of Con4")
+    folder = write(tmp_path / "deposit", members, labels)
+    for content, words in ((b"", "holds no rows"), (b"\xff\xfe\0", "not readable as a csv")):
+        (folder / LABELS).write_bytes(content)
+        done = ingest(folder, output, "gse155468")
+        assert_refused(done, f"{LABELS}: {words}", "; get the deposit again", output=output)
+
+
+def test_a_damaged_member_is_named_with_its_archive(tmp_path):
+    """The scratch it was unpacked into is gone when the user reads of it, and no option says how it is read."""
+    members, labels = tables()
+    name = next(name for name in members if "TAA3" in name)
+    for content in (members[name][:40], gzip.compress(b"gene\tA\nACTB\t-3\n"), gzip.compress(b"")):
+        folder = write(tmp_path / "deposit", members | {name: content}, labels)
+        done = ingest(folder, tmp_path / "out", "gse155468")
+        words = f"error: {folder / 'GSE155468_RAW.tar'}: {name} in it: "
+        assert_refused(done, words, "; get the deposit again with", output=tmp_path / "out")
+        assert ".part-" not in done.err
 
 
 def test_a_few_cells_below_are_said_and_missing_files_named(tmp_path):

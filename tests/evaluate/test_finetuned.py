@@ -74,8 +74,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
         )  # fmt: skip
     split = folder / "split.json"
     make_cell_split(
-        cells=cells, label="type", unit="donor", train=["drop"], test=["dronc"], across=True, both_ways=False,
-        folds=2, output=split,
+        cells=cells, label="type", unit="donor", train=["drop"], test=["dronc"], across=True, folds=2,
+        output=split,
     )  # fmt: skip
     models = [folder / f"fold-{k}" for k in (1, 2)]
     for number, output in enumerate(models, start=1):
@@ -226,4 +226,8 @@ def test_fine_tuning_refuses_a_split_that_leaks(trained: Benchmark, tmp_path: Pa
     for edited in (content, whole):
         with pytest.raises(UserError, match="holds out values of 'donor'; name the column with --unit donor"):
             start(blind, edited)
+    with pytest.raises(UserError, match=r"split\.json: fold 1 has no list 'train'"):
+        start(targets, {**content, "folds": [{**fold, "train": "drop"}]})
+    with pytest.raises(UserError, match=r"split\.json: has not one group a gene"):
+        start(targets, {**content, "groups": ["a"]})
     assert not (tmp_path / "out").exists()

@@ -139,6 +139,71 @@ def test_what_does_not_fit_is_refused(task: Any, build: Any, tmp_path: Path) -> 
         read_split(tmp_path / "split.json", task="cells")
 
 
+def test_splits_edited_by_hand_are_refused(task: Any, tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    whole = json.loads(path.read_text())
+
+    def refused(match: str, **edits: Any) -> None:
+        path.write_text(json.dumps(whole | edits))
+        with pytest.raises(UserError, match=f"split.json: .*{match}"):
+            task()
+        assert not (tmp_path / "score.json").exists()
+
+    first, *others = whole["folds"]
+    other = {"sensitive": "insensitive", "insensitive": "sensitive"}
+    gene = first["test"][0]
+    refused(
+        "its genes or their classes have been changed",
+        genes=whole["genes"] | {gene: other[whole["genes"][gene]]},
+    )
+    refused("its genes or their classes have been changed", classes=["a", "b"])
+    refused("'genes' or 'class_sizes' is missing", genes=None)
+    refused("has not one group a gene", groups=["a", "b"])
+    refused("'notes' is missing", notes=None)
+    refused("it has one fold", folds=[first | {"test": list(whole["genes"])}])
+    refused(
+        "names 'nobody', which is none of its genes",
+        folds=[first | {"test": [*first["test"], "nobody"]}, *others],
+    )
+    refused(
+        "is in the test of two folds",
+        folds=[first | {"test": [*first["test"], others[0]["test"][0]]}, *others],
+    )
+    refused("is on both sides of fold", folds=[first | {"train": list(whole["genes"])}, *others])
+    refused("is tested in no fold", folds=[first | {"test": first["test"][1:]}, *others])
+    alike = [name for name in others[0]["test"] if whole["genes"][name] == "sensitive"]
+    refused("lacks a class in train or test", folds=[first | {"train": alike}, *others])
+
+
+def test_few_genes_get_no_interval(build: Any, tmp_path: Path) -> None:
+    """A gene alone in its class and fold is drawn in every resample: its interval would have no width."""
+    rng = np.random.default_rng(0)
+    genes = [f"g{i:02d}" for i in range(40)]
+    lines = [f"{g},{'yes' if i < 8 else 'no'}" for i, g in enumerate(genes)]
+    (tmp_path / "labels.csv").write_text("\n".join(["gene_id,label", *lines]) + "\n")
+    files = build.vectors(genes, rng.normal(size=(40, 3)), key="gene_id")
+    found = {}
+    for folds in (5, 2):
+        make_gene_split(
+            labels=tmp_path / "labels.csv", label="label", positive="yes", embeddings=files, dataset="d", folds=folds,
+            output=tmp_path / "split.json",
+        )  # fmt: skip
+        found[folds] = evaluate_genes(
+            benchmark="b", method="m", kind="model", split=tmp_path / "split.json", features="embedding",
+            inputs=files, output=tmp_path / "o.json", predictions=tmp_path / "o.parquet",
+        )  # fmt: skip
+    assert {entry["low"] for entry in found[5]["metrics"].values()} == {None}
+    assert found[5]["interval"]["resampled"] is None
+    assert found[5]["interval"]["note"].startswith("no interval: needs two genes of each class in every fold")
+    assert found[2]["metrics"]["auc"]["low"] < found[2]["metrics"]["auc"]["value"]
+    assert found[2]["interval"]["resampled"] == "genes"
+
+
+def test_a_published_number_that_no_table_shows_is_refused(task: Any) -> None:
+    with pytest.raises(UserError, match="no table of genes shows 'auc_token'; did you mean 'auc_tokens'"):
+        task(published=[{"metric": "auc_token", "value": 0.9, "source": "a paper"}])
+
+
 def test_pairs_matched_in_a_feature_need_to_be_grouped(build: Any, tmp_path: Path) -> None:
     """Matched classes differ by nothing, so the feature has to score chance, and does if pairs are not torn apart."""
     rng = np.random.default_rng(0)

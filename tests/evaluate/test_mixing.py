@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cellformers.config import EXTRA_METRICS
 from cellformers.errors import UserError
 from cellformers.evaluate import mixing_metrics
 from cellformers.evaluate.mixing import measure_mixing, resample_median
-from cellformers.evaluate.scores import EXTRA_METRICS, read_score, summarise
+from cellformers.evaluate.scores import read_score, summarise
 
 pytest.importorskip("scib_metrics", reason="scib-metrics is not installed")
 N, BATCHES, LABELS = (

@@ -49,7 +49,9 @@ def table(tmp_path: Path, *scores: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def test_best_first_controls_last(tmp_path: Path) -> None:
-    published = published_by_metric([{"metric": "macro_f1", "value": 0.864, "source": "paper, fine-tuned"}])
+    published = published_by_metric(
+        [{"metric": "macro_f1", "value": 0.864, "source": "paper, fine-tuned"}], task="cells"
+    )
     rows = table(
         tmp_path,
         score("types", "small", "model", 0.9, low=0.8, published=published),

@@ -133,31 +133,35 @@ def test_a_transfer_between_copies_is_refused(build: Any, tmp_path: Path) -> Non
         made = stamp("qc", 1, parameters={}, inputs={"dataset": digest})
         write_table(pq.read_table(path), path, made)
         paths[name] = path
-    sides = {"label": "line", "train": ["a"], "both_ways": False, "output": tmp_path / "s.json"}
+    sides = {"label": "line", "train": ["a"], "output": tmp_path / "s.json"}
     with pytest.raises(UserError, match="are one dataset"):
         make_cell_split(cells={k: paths[k] for k in "ab"}, test=["b"], **sides)
     assert make_cell_split(cells={k: paths[k] for k in "ac"}, test=["c"], **sides).folds
 
 
-def test_transfer_goes_both_ways_and_reports_one_sided_classes(build: Any, tmp_path: Path) -> None:
+def test_transfer_reports_one_sided_classes(build: Any, tmp_path: Path) -> None:
     a = build.cells("a", cell_id=["1", "2", "3", "4"], line=["x", "y", "x", "y"])
     b = build.cells("b", cell_id=["1", "2", "3", "4"], line=["x", "y", "z", "y"])
-    split = make_cell_split(
-        cells={"a": a, "b": b}, label="line", train=["a"], test=["b"], output=tmp_path / "s.json"
-    )
-    assert [f["name"] for f in split.folds] == ["a to b", "b to a"]
-    assert split.folds[0]["test_only"] == ["z"]
-    assert split.folds[1]["train_only"] == ["z"]
-    assert any("z only in test (1 cells)" in note for note in split.content["notes"])
-    one = make_cell_split(
-        cells={"a": a, "b": b},
-        label="line",
-        train=["a"],
-        test=["b"],
-        both_ways=False,
-        output=tmp_path / "s.json",
-    )
-    assert len(one.folds) == 1
+    ask = {"cells": {"a": a, "b": b}, "label": "line", "output": tmp_path / "s.json"}
+    there = make_cell_split(train=["a"], test=["b"], **ask)
+    assert [f["name"] for f in there.folds] == ["a to b"]
+    assert there.folds[0]["test_only"] == ["z"]
+    assert any("z only in test (1 cells)" in note for note in there.content["notes"])
+    back = make_cell_split(train=["b"], test=["a"], **ask)
+    assert back.folds[0]["train_only"] == ["z"]
+
+
+def test_transfers_that_can_not_succeed_are_refused(build: Any, tmp_path: Path) -> None:
+    a = build.cells("a", cell_id=["1", "2", "3", "4"], line=["x", "y", "x", "y"])
+    b = build.cells("b", cell_id=["1", "2", "3", "4"], line=["X", "Y", "X", "Y"])
+    ask = {"cells": {"a": a, "b": b}, "label": "line", "output": tmp_path / "s.json"}
+    with pytest.raises(UserError, match="trains on x, y and tests X, Y; give both sides the same names"):
+        make_cell_split(train=["a"], test=["b"], **ask)
+    with pytest.raises(UserError, match="none to train on; give --train"):
+        make_cell_split(test=["b"], **ask)
+    with pytest.raises(UserError, match="dataset 'a' is on both sides; leave --test out"):
+        make_cell_split(train=["a"], test=["a", "b"], **ask)
+    assert not (tmp_path / "s.json").exists()
 
 
 def test_a_donor_in_both_datasets_of_a_transfer_is_refused(build: Any, tmp_path: Path) -> None:
@@ -177,8 +181,6 @@ def test_a_donor_in_both_datasets_of_a_transfer_is_refused(build: Any, tmp_path:
     with pytest.raises(UserError, match="'q' has cells on both sides"):
         make_cell_split(**ask)
     assert not (tmp_path / "s.json").exists()
-    split = make_cell_split(**ask, shared_units=True)
-    assert any("both sides" in note for note in split.content["notes"])
 
 
 @pytest.mark.parametrize("by_cell", [False, True])
@@ -333,7 +335,7 @@ def test_a_transfer_across_datasets_that_share_units(build: Any, tmp_path: Path)
     cells = two_platforms(build)
     ask = {"cells": cells, "label": "day", "unit": "line", "train": ["one"], "test": ["two"],
            "across": True, "output": tmp_path / "s.json"}  # fmt: skip
-    split = make_cell_split(both_ways=False, **ask)
+    split = make_cell_split(**ask)
     assert (split.content["kind"], split.content["by"]) == ("transfer", "dataset unit")
     assert [(f["name"], f["train"], f["test"]) for f in split.folds] == [
         ("one to two: p", ["one:q"], ["two:p"]),
@@ -343,12 +345,10 @@ def test_a_transfer_across_datasets_that_share_units(build: Any, tmp_path: Path)
     assert [(f["n_train"], f["n_test"]) for f in split.folds] == [(4, 4), (4, 4), (8, 4)]
     assert split.describe()["split"]["units"] == [["two:p"], ["two:q"], ["two:r"]]
     assert read_split(tmp_path / "s.json", task="cells").content == split.content
-    both = make_cell_split(**ask)
-    assert [f["name"] for f in both.folds[3:]] == ["two to one: p", "two to one: q"]
-    assert both.folds[3]["train"] == ["two:q", "two:r"]
-    fewer = make_cell_split(
-        both_ways=False, folds=2, **ask
-    )  # groups of units, where there are more than folds
+    back = make_cell_split(**(ask | {"train": ["two"], "test": ["one"]}))
+    assert [f["name"] for f in back.folds] == ["two to one: p", "two to one: q"]
+    assert back.folds[0]["train"] == ["two:q", "two:r"]
+    fewer = make_cell_split(folds=2, **ask)  # groups of units, where there are more than folds
     assert sorted(u for f in fewer.folds for u in f["test"]) == ["two:p", "two:q", "two:r"]
     for fold in fewer.folds:
         assert not {u[-1] for u in fold["train"]} & {u[-1] for u in fold["test"]}
@@ -399,7 +399,7 @@ def test_a_donor_put_on_both_sides_by_hand_is_refused(build: Any, tmp_path: Path
     path.write_text(json.dumps(content))
     table, _ = read_cells(cells, label="day", unit="line")
     with pytest.raises(UserError, match="on both sides of fold"):
-        cell_folds(read_split(path, task="cells"), table)
+        cell_folds(read_split(path, task="cells"), table, path=path)
 
 
 def test_folds_are_as_many_as_asked_for(atlas: Any, tmp_path: Path) -> None:

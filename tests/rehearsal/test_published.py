@@ -66,6 +66,9 @@ def snakemake(stage: Path, environment: dict[str, str], *more: str) -> subproces
     return subprocess.run(
         [
             str(BIN / "snakemake"), "--snakefile", str(ROOT / "Snakefile"), "--cores", os.environ.get("CORES", "2"),
+            # jobs so small are mostly start-up, which has one thread, and Snakemake's looking at all that are ready
+            "--scheduler-subsample", "12",
+            "--set-threads", *(f"{rule}=1" for rule in ("tokenize", "embed_cells", "embed_genes", "verify")),
             "--configfile", "config/benchmarks.yaml", *more,
         ],
         cwd=stage, env=environment, capture_output=True, text=True, check=False,

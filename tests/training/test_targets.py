@@ -301,9 +301,9 @@ def test_the_folds_of_a_benchmark(tmp_path):
 
 def test_a_benchmark_of_a_transfer_between_datasets(tmp_path):
     tables = {name: write_cells(tmp_path / f"{name}.parquet", n=60) for name in ("x", "y")}
-    make_cell_split(cells=tables, label="type", train=["x"], test=["y"], output=tmp_path / "s.json")
+    make_cell_split(cells=tables, label="type", train=["y"], test=["x"], output=tmp_path / "s.json")
     targets = read_cell_targets(tables, ["type"])
-    side, record = sides_of(targets, SplitSpec(file=tmp_path / "s.json", fold=2, heldout=0.2))
+    side, record = sides_of(targets, SplitSpec(file=tmp_path / "s.json", fold=1, heldout=0.2))
     of = np.array([key.split(":")[0] for key in targets.keys])
     assert set(of[side == TEST]) == {"x"}
     assert set(of[side != TEST]) == {"y"}

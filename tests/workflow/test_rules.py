@@ -68,7 +68,9 @@ PUBLISHED = yaml.safe_load((ROOT / "config" / "benchmarks.yaml").read_text())
 def test_the_published_benchmarks_are_planned_whole(snakemake: Run, tmp_path: Path, accelerator: str) -> None:
     """Every rule, a job a method and fold, GPUs for what computes with a model and for nothing else."""
     (tmp_path / "config").symlink_to(ROOT / "config")
-    done = snakemake(tmp_path, {**PUBLISHED, "accelerator": accelerator}, "--dry-run", "--verbose")
+    done = snakemake(
+        tmp_path, {**PUBLISHED, "accelerator": accelerator}, "--dry-run", "--verbose", "--printshellcmds"
+    )
     plan = done.stdout + done.stderr
     assert done.returncode == 0, plan
     jobs = planned_jobs(plan)
@@ -79,6 +81,10 @@ def test_the_published_benchmarks_are_planned_whole(snakemake: Run, tmp_path: Pa
     assert jobs["finetune_fold_genes"] == 5 * (2 + 2 + 1 + 1)
     assert jobs["finetune_fold"] == 2 + 3 + 2 + 2
     assert {f"ingest_{name}" for name in PUBLISHED["datasets"]} <= set(jobs)
+    trainings = [line for line in plan.splitlines() if "cellformers finetune " in line]
+    assert len(trainings) == jobs["finetune_fold_genes"] + jobs["finetune_fold"]
+    for line in trainings:  # layers with random weights are not frozen
+        assert ("--freeze-layers 0" in line) == ("/v1-random/" in line)
     for rule in ("finetune_fold", "finetune_fold_genes", "embed_cells", "embed_genes"):
         assert ("gpu=1" in resources_of(plan, rule)) == (accelerator == "cuda")
     for rule in ("download_deposit", "gene_labels", "split", "evaluate", "mixing"):

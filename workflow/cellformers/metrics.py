@@ -248,6 +248,17 @@ def bootstrap_genes(
     return values[~np.isnan(values)]
 
 
+def enough_genes(strata: np.ndarray, groups: np.ndarray | None, classes: np.ndarray) -> bool:
+    """Whether resamples of genes within strata can vary: 2 genes (or groups) a stratum, MIN_UNITS of each class.
+
+    One that is alone in its stratum is drawn every time, so that the interval would leave out what it contributes.
+    """
+    members = np.arange(len(strata)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sizes = [len(np.unique(members[strata == stratum])) for stratum in np.unique(strata)]
+    totals = [len(np.unique(members[classes == name])) for name in np.unique(classes)]
+    return min(sizes) >= 2 and min(totals) >= MIN_UNITS
+
+
 def metric(
     value: float, interval: tuple[float, float] | None, folds: list[float], **more: Any
 ) -> dict[str, Any]:

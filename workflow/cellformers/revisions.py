@@ -26,7 +26,7 @@ REVISIONS = {
     "gather": 2,
     "summarize-embeddings": 1,
     "map": 1,
-    "split": 1,
+    "split": 2,
     "evaluate": 2,
     "mixing": 1,
     "summarize": 2,

@@ -103,7 +103,7 @@ rule mixing:
         benchmark=one_of(benchmarks_by(MixingBenchmark)),
     conda:
         "../../envs/cpu.yaml"
-    threads: 2
+    threads: 1
     resources:
         mem_mb=memory(4000, 20),
         runtime=minutes(60, 600),

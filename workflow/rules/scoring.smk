@@ -22,12 +22,11 @@ def split_options(wildcards, input):
     spec = CONFIG.benchmarks[wildcards.benchmark]
     shared = {"task": spec.task, "seed": CONFIG.seed, "note": spec.note, "folds": spec.folds}
     if isinstance(spec, CellBenchmark):
-        cells = named(spec.datasets, input.cells)
         sides = {"train": spec.train, "test": spec.test} if spec.test else {}
         return flags(
             **shared,
             label=spec.label,
-            cells=cells,
+            cells=named(spec.datasets, input.cells),
             unit=spec.unit,
             across=spec.across,
             given=input.get("given"),
@@ -145,6 +144,7 @@ def fold_options(wildcards):
     spec = CONFIG.benchmarks[wildcards.benchmark]
     genes = isinstance(spec, GeneBenchmark)
     options = finetune_settings(spec.finetune, {"models", "untrained"})
-    options["unit"] = None if genes else spec.unit
-    options["label"] = spec.labels.label if genes else spec.label
+    if wildcards.start.endswith(RANDOM_SUFFIX):
+        options["freeze_layers"] = 0  # random layers that can't learn would be no fair chance
+    options |= {"unit": None if genes else spec.unit, "label": (spec.labels if genes else spec).label}
     return flags(task=spec.task, fold=int(wildcards.fold), **options)

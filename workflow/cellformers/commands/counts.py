@@ -95,14 +95,15 @@ def _inputs(
     from cellformers.counts import Sample
 
     if deposit is not None:
-        from cellformers.deposits.parts import open_part
+        from cellformers.deposits.parts import naming_deposit, open_part
         from cellformers.io.files import temporary_folder
 
         if raw_file is None:
             raise UserError("--deposit needs the folder of the deposit, not --samples")
         with temporary_folder(output.parent / f"{output.name}.unpacked") as work:
             opened = open_part(deposit, part, raw_file, work)
-            yield _Inputs(opened.samples, opened.options, opened.known)
+            with naming_deposit(opened, raw_file):
+                yield _Inputs(opened.samples, opened.options, opened.known)
     elif raw_file is not None:
         yield _Inputs([Sample(raw_file)])
     else:

@@ -93,8 +93,8 @@ def split(
         if not cells:
             raise UserError("a split of cells needs --cells NAME=PATH")
         make_cell_split(
-            cells=one_each(cells, "--cells"), label=label, unit=unit, train=train, test=test, both_ways=False,
-            across=across, given=given, folds=folds, seed=seed, note=note, output=output,
+            cells=one_each(cells, "--cells"), label=label, unit=unit, train=train, test=test, across=across,
+            given=given, folds=folds, seed=seed, note=note, output=output,
         )  # fmt: skip
         return
     if labels is None or positive is None or not embeddings:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from cellformers.config.finetuning import BenchmarkFinetune
-from cellformers.config.section import Name, Section
+from cellformers.config.section import Name, Once, Section
 
 CellBaseline = Literal["pca_hvg", "log_counts", "rank_only", "harmony"]
 GeneBaseline = Literal[
@@ -14,6 +14,18 @@ GeneBaseline = Literal[
     "svm_ranks", "forest_ranks", "logistic_ranks", "svm_counts", "forest_counts", "logistic_counts",
 ]  # fmt: skip
 MixingBaseline = Literal["pca_hvg", "harmony", "combat", "scvi"]
+
+
+MAIN_METRICS = {"cells": ("macro_f1", "accuracy"), "genes": ("auc",), "mixing": ("batch_correction",)}
+# shown where a method has them
+EXTRA_METRICS = {
+    "cells": ("auc", "macro_precision", "macro_recall", "unit_vote"),
+    "genes": ("auc_tokens", "average_precision"),
+    "mixing": (
+        "bio_conservation", "ilisi", "kbet", "graph_connectivity", "silhouette_batch", "clisi", "silhouette_label",
+        "nmi", "ari", "isolated_labels",
+    ),
+}  # fmt: skip
 
 
 class GeneLabels(Section):
@@ -41,6 +53,8 @@ class GeneLabels(Section):
             raise ValueError("give exactly one of path, deposit and simulated: true")
         if (self.deposit is None) != (self.part is None):
             raise ValueError("deposit and part go together")
+        if self.deposit is not None and (self.gene, self.label, self.group) != ("gene_id", "label", None):
+            raise ValueError("a deposit brings its columns: leave gene, label and group out")
         return self
 
 
@@ -48,7 +62,7 @@ class Published(Section):
     """A published number to show beside the scores."""
 
     metric: str = Field(description="metric it is about, e.g. auc, auc_tokens or macro_f1")
-    value: float = Field(description="the value")
+    value: float = Field(description="the value, a share and no percentage", ge=0, le=1)
     sd: float | None = Field(None, description="its standard deviation or error, as the source has it", ge=0)
     source: str = Field(description="where it stands")
     protocol: str | None = Field(None, description="how it was come by, where that differs from here")
@@ -69,7 +83,9 @@ class _Benchmark(Section):
     )
     new: bool = Field(False, description="a new evaluation, which no publication has a number for")
     citation: str | None = Field(None, description="what to cite for labels and task")
-    embeddings: list[Name] | None = Field(None, description="embeddings to score (default: all)")
+    embeddings: Annotated[list[Name], Once] | None = Field(
+        None, description="embeddings to score (default: all)"
+    )
     note: str | None = Field(None, description="a caveat to print beside the scores")
     published: list[Published] = Field(default_factory=list, description="published numbers")
 
@@ -78,8 +94,8 @@ class CellBenchmark(_Benchmark):
     """Annotation of cells: logistic regression on frozen embeddings, and fine-tuning where asked for."""
 
     task: Literal["cells"] = Field(description="`cells`")
-    train: list[Name] = Field(description="datasets to train on", min_length=1)
-    test: list[Name] | None = Field(
+    train: Annotated[list[Name], Once] = Field(description="datasets to train on", min_length=1)
+    test: Annotated[list[Name], Once] | None = Field(
         None, description="other datasets to test on; left out: cross-validation within `train`"
     )
     label: str = Field(description="metadata column to predict")
@@ -96,7 +112,7 @@ class CellBenchmark(_Benchmark):
         None, description='JSON file with a published split, {"folds": [{"train": [...], "test": [...]}]}'
     )
     batch: str = Field("dataset", description="baseline harmony: column of batches, or `dataset`")
-    baselines: list[CellBaseline] = Field(
+    baselines: Annotated[list[CellBaseline], Once] = Field(
         ["pca_hvg", "log_counts", "rank_only"], description="what embeddings are compared with"
     )
     finetune: BenchmarkFinetune | None = Field(None, description="also fine-tune models in every fold")
@@ -107,6 +123,12 @@ class CellBenchmark(_Benchmark):
             raise ValueError("across needs test and unit: a transfer between datasets that share units")
         if self.split is not None and self.test is not None:
             raise ValueError("give split or test, not both")
+        if "harmony" in self.baselines and self.batch == "dataset" and len(self.datasets) < 2:
+            raise ValueError(
+                "harmony has one batch, the dataset: name a column as batch, or leave harmony out"
+            )
+        if self.finetune is not None:
+            self.finetune.check_task("cells")
         return self
 
     @property
@@ -125,10 +147,20 @@ class GeneBenchmark(_Benchmark):
         None, description="`expression`: compare only genes matched in mean expression and detection rate"
     )
     folds: int = Field(5, description="folds over genes", ge=2)
-    baselines: list[GeneBaseline] = Field(
+    baselines: Annotated[list[GeneBaseline], Once] = Field(
         ["mean_expression", "detection", "coexpression_pca"], description="what embeddings are compared with"
     )
     finetune: BenchmarkFinetune | None = Field(None, description="also fine-tune models in every fold")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.match is not None and (self.labels.group is not None or self.labels.simulated):
+            raise ValueError(
+                "match makes groups of its own: leave it out, or the group (simulated labels have one)"
+            )
+        if self.finetune is not None:
+            self.finetune.check_task("genes")
+        return self
 
     @property
     def datasets(self) -> list[str]:
@@ -140,11 +172,13 @@ class MixingBenchmark(_Benchmark):
     """How far batches mix in an embedding while kinds of cells stay apart (scib-metrics)."""
 
     task: Literal["mixing"] = Field(description="`mixing`")
-    datasets: list[Name] = Field(description="datasets whose cells are laid together", min_length=1)
+    datasets: Annotated[list[Name], Once] = Field(
+        description="datasets whose cells are laid together", min_length=1
+    )
     batch: str = Field("dataset", description="metadata column of donors or batches, or `dataset`")
     label: str | None = Field(None, description="metadata column of what has to stay apart")
     max_cells: int = Field(20_000, description="most cells, drawn by their names", ge=100)
-    baselines: list[MixingBaseline] = Field(
+    baselines: Annotated[list[MixingBaseline], Once] = Field(
         ["pca_hvg", "harmony", "combat"], description="what embeddings are compared with"
     )
 

@@ -1,7 +1,7 @@
 """Parts of the config about data: datasets, quality control, corpora, vocabularies."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -78,7 +78,7 @@ class Dataset(Section):
     labels: Labels | None = Field(None, description="a label table to join: {path, key}")
     label: str | None = Field(None, description="metadata column to colour the map of cells by")
     batch: str | None = Field(None, description="metadata column of the donor, batch or library")
-    where: dict[str, list[str]] = Field(
+    where: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
         default_factory=dict,
         description="only cells with one of these values in each of these metadata columns, {column: [value]}",
     )

@@ -1,12 +1,14 @@
 """Parts of the config about fine-tuning."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cellformers.config.section import Name, Section
+from cellformers.config.section import Name, Once, Section
 
+Preset = Literal["cardiomyopathy", "dosage-sensitivity", "paper"]
+OF_ONE_TASK = {"cardiomyopathy": "cells", "dosage-sensitivity": "genes"}
 Schedule = Literal["linear", "cosine", "polynomial", "constant"]
 
 
@@ -24,7 +26,7 @@ class Lora(Section):
 class FinetuneSettings(Section):
     """How a model is fine-tuned. A preset brings published values; a key given here has precedence over it."""
 
-    preset: str | None = Field(
+    preset: Preset | None = Field(
         None, description="published settings: `cardiomyopathy`, `dosage-sensitivity`, `paper`"
     )
     heldout: float | None = Field(None, description="share to stop by (default 0.1)", ge=0, lt=1)
@@ -104,7 +106,15 @@ class Finetune(FinetuneSettings):
 class BenchmarkFinetune(FinetuneSettings):
     """Fine-tuning under the splits of a benchmark: one training a fold, tested on what the fold holds out."""
 
-    models: list[Name] = Field(description="models to fine-tune", min_length=1)
+    models: Annotated[list[Name], Once] = Field(description="models to fine-tune", min_length=1)
     untrained: bool = Field(
         False, description="also fine-tune each network from random weights, as a baseline"
     )
+
+    def check_task(self, task: Literal["cells", "genes"]) -> None:
+        """ValueError if the preset is for another task, or cells that the split tests would be left out."""
+        if OF_ONE_TASK.get(self.preset or "", task) != task:
+            raise ValueError(f"finetune: the preset {self.preset} is not for the task {task}")
+        for name in ("max_cells", "max_cells_per_class", "min_cells"):
+            if task == "cells" and getattr(self, name) is not None:
+                raise ValueError(f"finetune: leave {name} out, every cell of the split has to be tested")

@@ -14,6 +14,8 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cellformers.config.benchmarks import (
+    EXTRA_METRICS,
+    MAIN_METRICS,
     Benchmark,
     CellBaseline,
     CellBenchmark,
@@ -51,8 +53,8 @@ def registered_models() -> dict[str, str]:
     return {name: entry["vocabulary"] for name, entry in registry["models"].items()}
 
 
-def registered_parts(deposit: str, kind: Literal["cells", "genes"]) -> list[str]:
-    """The parts of a registered deposit of cells or of gene labels.
+def registered_parts(deposit: str, kind: Literal["cells", "genes"]) -> dict[str, dict[str, Any]]:
+    """The parts of a registered deposit of cells or of gene labels, as the registry has them.
 
     Raises
     ------
@@ -67,7 +69,7 @@ def registered_parts(deposit: str, kind: Literal["cells", "genes"]) -> list[str]
         ) from None
     if entry["kind"] != kind:
         raise ValueError(f"the deposit {deposit} holds {entry['kind']}, not {kind}")
-    return list(entry["parts"])
+    return dict(entry["parts"])
 
 
 class Config(Section):
@@ -181,6 +183,12 @@ class Config(Section):
                 self._check_part(f"datasets.{name}", dataset.deposit, dataset.part, "cells")
         for name, benchmark in self.benchmarks.items():
             where = f"benchmarks.{name}"
+            shown = (*MAIN_METRICS[benchmark.task], *EXTRA_METRICS[benchmark.task])
+            for number in benchmark.published:
+                if number.metric not in shown:
+                    raise ValueError(
+                        f"{where}.published: no table shows {number.metric!r}; {did_you_mean(number.metric, shown)}"
+                    )
             known("embeddings", benchmark.embeddings, f"{where}.embeddings")
             if isinstance(benchmark, CellBenchmark):
                 known("datasets", benchmark.train, f"{where}.train")
@@ -193,7 +201,10 @@ class Config(Section):
                 known("datasets", benchmark.datasets, f"{where}.{key}")
             if isinstance(benchmark, GeneBenchmark) and benchmark.labels.deposit is not None:
                 labels = benchmark.labels
-                self._check_part(f"{where}.labels", str(labels.deposit), str(labels.part), "genes")
+                part = self._check_part(f"{where}.labels", str(labels.deposit), str(labels.part), "genes")
+                if labels.positive is not None and labels.positive not in part["classes"]:
+                    hint = did_you_mean(labels.positive, part["classes"])
+                    raise ValueError(f"{where}.labels.positive: no class is {labels.positive!r}; {hint}")
             if not isinstance(benchmark, MixingBenchmark) and benchmark.finetune is not None:
                 known("models", benchmark.finetune.models, f"{where}.finetune.models")
                 for start in benchmark.finetune.models:
@@ -218,13 +229,17 @@ class Config(Section):
                 f"{where}: {what} was fine-tuned on {seen}, so its scores there would say nothing"
             )
 
-    def _check_part(self, where: str, deposit: str, part: str, kind: Literal["cells", "genes"]) -> None:
+    def _check_part(
+        self, where: str, deposit: str, part: str, kind: Literal["cells", "genes"]
+    ) -> dict[str, Any]:
+        """The part of a deposit; ValueError where there is no such deposit, or no such part of it."""
         try:
             parts = registered_parts(deposit, kind)
         except ValueError as error:
             raise ValueError(f"{where}.deposit: {error}") from None
         if part not in parts:
             raise ValueError(f"{where}.part: {deposit} has no part {part!r}; {did_you_mean(part, parts)}")
+        return parts[part]
 
 
 def _location(error: Mapping[str, Any]) -> str:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from cellformers.deposits.entries import Deposit, DepositFile, read_deposit
+from cellformers.deposits.forms import wrong_form
 from cellformers.errors import UserError
-from cellformers.io.download import NoSuchFileError, Patience, fetch
+from cellformers.io.download import NoSuchFileError, Patience, fetch, mirrored
 from cellformers.io.files import atomic_dir, digest_file
 from cellformers.io.locks import exclusive
 from cellformers.progress import progress, say
@@ -48,14 +49,14 @@ class _Place:
 
     def record(self) -> Record:
         """What was recorded of its files; {} at first."""
-        record: Record = read_lock(LOCK_FILE, SECTIONS)["folders"].get(self.key, {})
-        return record
+        record = read_lock(LOCK_FILE, SECTIONS)["folders"].get(self.key, {})
+        return _recorded(record, ("size", "sha256", "mtime_ns"))
 
     def locked(self) -> Record:
         """Size and digest of files that have no registered digest, by name."""
         locked = read_lock(LOCK_FILE, SECTIONS)["files"]
         found = {name: locked.get(f"{self.deposit.name}/{name}") for name in self.deposit.files}
-        return {name: known for name, known in found.items() if known}
+        return _recorded({name: known for name, known in found.items() if known}, ("size", "sha256"))
 
     def write(self, record: Record) -> None:
         """Record the files of the folder, and lock those without a registered digest."""
@@ -72,6 +73,16 @@ class _Place:
             lock["folders"].pop(self.key, None)
             for name in self.deposit.files:
                 lock["files"].pop(f"{self.deposit.name}/{name}", None)
+
+
+def _recorded(record: Any, keys: tuple[str, ...]) -> Record:
+    """A record as it was written; UserError where somebody changed it."""
+    if isinstance(record, dict) and all(
+        isinstance(known, dict) and all(isinstance(known.get(key), int | str) for key in keys)
+        for known in record.values()
+    ):
+        return record
+    raise UserError("holds records that are none of cellformers", path=home() / LOCK_FILE, fix="remove it")
 
 
 def download_deposit(
@@ -150,6 +161,13 @@ def _difference(found: Mapping[str, Any], file: DepositFile, locked: Mapping[str
     if sha256 is not None and found["sha256"] != sha256:
         return f"has sha256 {found['sha256']}, expected is {sha256}"
     return None
+
+
+def _unfit(
+    path: Path, found: Mapping[str, Any], file: DepositFile, locked: Mapping[str, Any] | None
+) -> str | None:
+    """As `_difference`; of a file without a known digest, in which way it can't be the one."""
+    return _difference(found, file, locked) or (None if file.sha256 or locked else wrong_form(path))
 
 
 # --- open deposits --------------------------------------------------------------------------------------
@@ -254,7 +272,7 @@ def _already_there(
     if not path.is_file():
         return None
     found = _examine(path, known, thorough=False)
-    if _difference(found, file, locked) is None:
+    if _unfit(path, found, file, locked) is None:
         return found
     path.unlink()
     return None
@@ -270,7 +288,15 @@ def _fetch(
         denied=f"it may need a login: fetch it in a browser and put it at {_by_hand(place, file)}",
         changed=_changed(place.deposit, file), progress=advance, patience=patience,
     )  # fmt: skip
-    return {"size": fetched.size, "sha256": fetched.sha256, "mtime_ns": path.stat().st_mtime_ns}
+    found = {"size": fetched.size, "sha256": fetched.sha256, "mtime_ns": path.stat().st_mtime_ns}
+    wrong = _unfit(path, found, file, locked)
+    if wrong:
+        path.unlink()
+        raise UserError(
+            wrong, path=mirrored(str(file.url)),
+            fix=f"try again later, or fetch it in a browser and put it at {_by_hand(place, file)}",
+        )  # fmt: skip
+    return found
 
 
 def _changed(deposit: Deposit, file: DepositFile) -> str:
@@ -339,13 +365,15 @@ def _check_by_hand(
     file: DepositFile,
     locked: Mapping[str, Any] | None,
 ) -> None:
-    wrong = _difference(found, file, locked)
+    wrong = _unfit(path, found, file, locked)
     if wrong:
         relock = (
             f"; it was another one at the first use: cellformers download {deposit.name} --relock accepts it"
         )
         registered = file.sha256 or file.size not in (None, found["size"])
-        raise UserError(wrong, path=path, fix="fetch it again" + ("" if registered else relock))
+        raise UserError(
+            wrong, path=path, fix="fetch it again" + (relock if locked and not registered else "")
+        )
 
 
 def _not_there(place: _Place) -> UserError:

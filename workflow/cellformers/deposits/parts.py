@@ -5,19 +5,21 @@ cellformers gene-labels deposits/tf-range --deposit tf-range --vocabulary VOCABU
 """
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from cellformers.deposits.entries import CellPart, GenePart, read_deposit
+from cellformers.deposits.entries import FOLDER, CellPart, GenePart, read_deposit
 from cellformers.deposits.readers import CELL_READERS, GENE_READERS
-from cellformers.deposits.readers.common import LabelledGenes, Part
+from cellformers.deposits.readers.common import AGAIN, LabelledGenes, Part
 from cellformers.errors import UserError, did_you_mean
 from cellformers.genes import Vocabulary, map_features
 from cellformers.io.files import atomic_path
+from cellformers.resources import resource
 
 Reader = TypeVar("Reader", bound=Callable[..., object])
 
@@ -38,8 +40,30 @@ def open_part(name: str, part: str, folder: Path, work: Path) -> Part:
         If there is no such deposit or part of cells, or its files are missing or not what is known of them.
     """
     entry = read_deposit(name).cell_part(part)
-    opened = _reader(CELL_READERS, entry)(entry, _files(entry, folder), work)
+    with _about_entry(name):
+        opened = _reader(CELL_READERS, entry)(entry, _files(entry, folder), work)
     return replace(opened, known=replace(opened.known, origin={"deposit": name, "part": part}))
+
+
+@contextmanager
+def naming_deposit(opened: Part, folder: Path) -> Iterator[None]:
+    """Within it, an error in a part's counts names the file of the deposit, and says to get that again.
+
+    What was unpacked is gone when the user reads the message, and how a deposit is read can't be chosen.
+    """
+    counts = {sample.path for sample in opened.samples}
+    try:
+        yield
+    except UserError as error:
+        if error.path is None or Path(error.path) not in counts:
+            raise
+        path, what = Path(error.path), error.what
+        if path.parent != folder:
+            packed = folder / f"{path.name}.gz"
+            if not packed.is_file():
+                packed, what = next(iter(sorted(folder.glob("*.tar"))), folder), f"{path.name} in it: {what}"
+            path = packed
+        raise UserError(what, path=path, fix=AGAIN) from error
 
 
 def gene_labels(name: str, part: str, folder: Path, *, vocabulary: Path, output: Path) -> list[str]:
@@ -55,7 +79,8 @@ def gene_labels(name: str, part: str, folder: Path, *, vocabulary: Path, output:
         has no gene in the vocabulary.
     """
     entry = read_deposit(name).gene_part(part)
-    labelled = _reader(GENE_READERS, entry)(entry, _files(entry, folder))
+    with _about_entry(name):
+        labelled = _reader(GENE_READERS, entry)(entry, _files(entry, folder))
     rows, notes = _rows(labelled, entry, Vocabulary.load(vocabulary))
     with atomic_path(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -64,10 +89,21 @@ def gene_labels(name: str, part: str, folder: Path, *, vocabulary: Path, output:
     return [*labelled.notes, *notes]
 
 
+@contextmanager
+def _about_entry(name: str) -> Iterator[None]:
+    """Within it, an error that names no file is about the deposit's entry, and gets its path."""
+    try:
+        yield
+    except UserError as error:
+        if error.path is not None:
+            raise
+        raise UserError(error.what, path=resource(f"{FOLDER}/{name}.yaml"), fix=error.fix) from error
+
+
 def _reader(readers: Mapping[str, Reader], entry: CellPart | GenePart) -> Reader:
     if entry.reader not in readers:
         raise UserError(
-            f"the entry of the part {entry.name} names an unknown reader {entry.reader!r}",
+            f"the part {entry.name} names an unknown reader {entry.reader!r}",
             fix=did_you_mean(entry.reader, readers),
         )
     return readers[entry.reader]
@@ -98,6 +134,11 @@ def _rows(
             conflicts.add(gene)
     kept = [(gene, i) for gene, i in first.items() if gene not in conflicts]
     positive = np.array([labelled.positive[i] for _, i in kept], dtype=bool)
+    absent = [name for name in entry.classes if (name == entry.positive) not in labelled.positive]
+    if absent:
+        raise UserError(f"has no gene that is {absent[0]}", path=labelled.path, fix=AGAIN)
+    if len(conflicts) == len(first) > 0:
+        raise UserError("has every gene in both classes", path=labelled.path, fix=AGAIN)
     if not positive.any() or positive.all():
         raise UserError(
             f"of its {len(set(labelled.names)):,} genes {len(kept):,} are in the vocabulary {vocabulary.name}, none "

@@ -31,6 +31,7 @@ COMPONENTS = 50
 MIN_CELLS = 10
 BINS = 20
 ROWS = 16_384  # cells whose moments are computed at a time
+MORE = "give more cells, or cells with counts"
 PIECE = 1 << 24  # counts whose digest is computed at a time
 
 
@@ -262,7 +263,7 @@ def _fit_pca(X: sp.csr_matrix, seed: int) -> PCA:
     """PCA of a sparse matrix, centred implicitly; ARPACK starts from a fixed vector and runs on one thread."""
     n = _components(X)
     if n < 1:
-        raise UserError(f"{X.shape[0]} cells × {X.shape[1]} genes are too few for a PCA")
+        raise UserError(f"{X.shape[0]} cells × {X.shape[1]} genes are too few for a PCA", fix=MORE)
     return PCA(n_components=n, svd_solver="arpack", random_state=seed).fit(X)
 
 
@@ -288,7 +289,7 @@ def highest(mean: np.ndarray, detected: np.ndarray, n_cells: int) -> np.ndarray:
     best = np.argsort(-mean, kind="stable")[:HIGHLY_VARIABLE]
     genes = np.sort(best[mean[best] > 0])
     if len(genes) == 0:
-        raise UserError("no gene is detected in enough training cells")
+        raise UserError("no gene is detected in enough training cells", fix=MORE)
     return genes
 
 

@@ -120,7 +120,8 @@ def _said(n_units: int | None, unit: str) -> dict[str, str | None]:
         return {"resampled": "cells", "note": TOO_NARROW}
     if n_units >= metrics.MIN_UNITS:
         return {"resampled": unit, "note": None}
-    note = f"{n_units} units ({unit}) are too few for an interval: see the value of each"
+    counted = f"1 unit ({unit}) is" if n_units == 1 else f"{n_units} units ({unit}) are"
+    note = f"{counted} too few for an interval: see the value of each"
     return {"resampled": None, "note": note}
 
 

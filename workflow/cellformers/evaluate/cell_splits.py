@@ -21,7 +21,6 @@ from cellformers.evaluate.splitfile import (
     check_sides,
     check_units,
     row_names,
-    shared_note,
 )
 from cellformers.evaluate.tables import Cells, read_cells
 from cellformers.folds import group_folds, stratified_folds
@@ -57,43 +56,32 @@ def _stratified(cells: Cells, folds: int, seed: int) -> list[dict[str, Any]]:
 
 
 def _across(
-    cells: Cells, sides: Sequence[tuple[Sequence[str], Sequence[str]]], folds: int, seed: int
+    cells: Cells, train: Sequence[str], test: Sequence[str], folds: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Folds that test on units of one dataset and train on the other units of another dataset.
+    """Folds that test on units of the test datasets and train on the other units of the training datasets.
 
-    Parameters
-    ----------
-    sides
-        Datasets (to train on, to test on).
-    folds
-        Units of the test datasets are tested one by one if there are at most so many, else so many groups of them.
+    Units of the test datasets are tested one by one if there are at most `folds`, else in so many groups.
     """
     names = row_names(cells, DATASET_UNIT)
+    known, tested = np.isin(cells.dataset, train), np.isin(cells.dataset, test)
+    assert cells.unit is not None
+    fold_of = group_folds(cells.unit[tested], cells.label[tested], folds=folds, seed=seed)
     result = []
-    for train, test in sides:
-        both = set(train) & set(test)
-        if both:
+    for number in range(max(fold_of.values()) + 1):
+        held = sorted(u for u, f in fold_of.items() if f == number)
+        out = np.isin(cells.unit.astype(str), held)
+        if not (known & ~out).any():
             raise UserError(
-                f"dataset {min(both)!r} is on both sides", fix="leave --across out to hold out its units"
+                f"{', '.join(train)} has no unit but {', '.join(held)}, so nothing is left to train on",
+                fix="give a dataset of two units at least, or leave --across out",
             )
-        known, tested = np.isin(cells.dataset, train), np.isin(cells.dataset, test)
-        assert cells.unit is not None
-        fold_of = group_folds(cells.unit[tested], cells.label[tested], folds=folds, seed=seed)
-        for number in range(max(fold_of.values()) + 1):
-            held = sorted(u for u, f in fold_of.items() if f == number)
-            out = np.isin(cells.unit.astype(str), held)
-            if not (known & ~out).any():
-                raise UserError(
-                    f"{', '.join(train)} has no unit but {', '.join(held)}, so nothing is left to train on",
-                    fix="give a dataset of two units at least, or leave --across out",
-                )
-            result.append(
-                {
-                    "name": f"{'+'.join(train)} to {'+'.join(test)}: {_name(held, number)}",
-                    "train": sorted(set(names[known & ~out])),
-                    "test": sorted(set(names[tested & out])),
-                }
-            )
+        result.append(
+            {
+                "name": f"{'+'.join(train)} to {'+'.join(test)}: {_name(held, number)}",
+                "train": sorted(set(names[known & ~out])),
+                "test": sorted(set(names[tested & out])),
+            }
+        )
     return result
 
 
@@ -129,17 +117,26 @@ def _given(path: Path, names: np.ndarray) -> list[dict[str, Any]]:
     return result
 
 
-def _annotate(folds: list[dict[str, Any]], split: Split, cells: Cells, by: str, *, shared: bool) -> list[str]:
+def _annotate(
+    folds: list[dict[str, Any]], split: Split, cells: Cells, by: str, *, path: Path | None
+) -> list[str]:
     """Add sizes and one-sided classes to the folds; return the notes about them."""
     notes = []
     for fold, (train, test) in zip(folds, split.masks(row_names(cells, by)), strict=True):
-        if by != "cell" and not shared:
-            check_units(cells, train, test, fold=fold["name"])
+        if by != "cell":
+            check_units(cells, train, test, fold=fold["name"], path=path)
         trained, tested = set(cells.label[train]), set(cells.label[test])
         if len(trained) < 2:
             raise UserError(
                 f"fold {fold['name']!r} has one class to train on ({', '.join(trained) or 'none'})",
+                path=path,
                 fix="a class must occur in two units at least: hold out other units, or leave unit out",
+            )
+        if by == "dataset" and not trained & tested:
+            raise UserError(
+                f"fold {fold['name']!r} trains on {', '.join(sorted(trained))} and tests {', '.join(sorted(tested))}",
+                path=path,
+                fix="give both sides the same names of classes",
             )
         fold |= {"n_train": len(train), "n_test": len(test)}
         fold |= {"test_only": sorted(tested - trained), "train_only": sorted(trained - tested)}
@@ -171,10 +168,17 @@ def _choose(
     if given is not None:
         return "given", "unit" if cells.unit is not None else "cell"
     if test:
+        if not train:
+            raise UserError("datasets to test on, but none to train on", fix="give --train as well")
         datasets = set(cells.dataset)
-        for name in (*(train or ()), *test):
+        for name in (*train, *test):
             if name not in datasets:
                 raise UserError(f"no cells of dataset {name!r}", fix=did_you_mean(name, sorted(datasets)))
+        both = set(train) & set(test)
+        if both:
+            raise UserError(
+                f"dataset {min(both)!r} is on both sides", fix="leave --test out to hold out its units"
+            )
         return "transfer", DATASET_UNIT if across else "dataset"
     if cells.unit is not None and len(set(cells.unit)) >= 2:
         return "held-out", "unit"
@@ -202,8 +206,6 @@ def make_cell_split(
     unit: str | None = None,
     train: Sequence[str] | None = None,
     test: Sequence[str] | None = None,
-    both_ways: bool = True,
-    shared_units: bool = False,
     across: bool = False,
     given: Path | None = None,
     folds: int = 5,
@@ -224,9 +226,7 @@ def make_cell_split(
         Column of donors or batches. With two or more of them whole units are held out, each alone if there are
         at most `folds`; with fewer, or without the column, the split is stratified over cells and says so.
     train, test
-        Dataset names for a transfer: train on the ones, test on the others (`both_ways`: and back).
-    shared_units
-        Accept that a unit of that name is on both sides of a transfer; noted in the split.
+        Dataset names for a transfer: train on the ones, test on the others.
     across
         The datasets of a transfer share units: test on one unit of the test datasets (on groups of them, if there are
         more than `folds`), train on the other units of the training datasets. A unit that only the test datasets have
@@ -242,17 +242,24 @@ def make_cell_split(
     Raises
     ------
     UserError
-        If there is one class only, a unit would be on both sides, or every class is in one unit alone.
+        If there is one class only, a unit would be on both sides, every class is in one unit alone, or what is tested
+        has no class that is trained on.
     """
     if folds < 2:
         raise UserError(f"{folds} folds are too few", fix="ask for 2 at least")
     table, excluded = read_cells(cells, label=label, unit=unit)
+    source = next(iter(cells.values())) if len(cells) == 1 else None  # the file that errors name
     classes = sorted(set(table.label))
     if len(classes) < 2:
-        raise UserError(f"label {label!r} has one class ({classes[0]}), nothing to tell apart")
+        raise UserError(
+            f"label {label!r} has one class ({classes[0]}), nothing to tell apart",
+            path=source,
+            fix="name another column",
+        )
     if len(classes) == len(table) or len(classes) > max(20, len(table) / 2):
         raise UserError(
             f"label {label!r} has {len(classes)} classes for {len(table)} cells",
+            path=source,
             fix="give a column of classes, each with several cells, not of numbers or names",
         )
     kind, by = _choose(table, train, test, given, across=across)
@@ -262,18 +269,17 @@ def make_cell_split(
     if kind == "given":
         parts = _given(Path(str(given)), row_names(table, by))
     elif kind == "transfer":
-        sides = [(sorted(train or ()), sorted(test or ()))]
-        sides += [sides[0][::-1]] if both_ways else []
+        a, b = sorted(train or ()), sorted(test or ())
         if by == DATASET_UNIT:
-            shared_units = False
-            parts = _across(table, sides, folds, seed)
+            parts = _across(table, a, b, folds, seed)
         else:
-            parts = [{"name": f"{'+'.join(a)} to {'+'.join(b)}", "train": a, "test": b} for a, b in sides]
+            parts = [{"name": f"{'+'.join(a)} to {'+'.join(b)}", "train": a, "test": b}]
     elif kind == "held-out":
         spread = Counter(c for c, _ in set(zip(table.label, table.unit, strict=True)))  # type: ignore[arg-type]
         if max(spread.values()) < 2:
             raise UserError(
                 f"every class of {label!r} occurs in one {unit!r} only, so held-out units can't be predicted",
+                path=source,
                 fix="leave unit out for a stratified split, which says that label and unit are confounded",
             )
         parts = _held_out(table, row_names(table, by), folds, seed)
@@ -290,7 +296,6 @@ def make_cell_split(
         "dataset": "+".join(sorted(cells)),
         "label": label,
         "unit": unit,
-        "shared_units": shared_units,
         "seed": seed,
         "classes": classes,
         "class_sizes": {c: int((table.label == c).sum()) for c in classes},
@@ -299,9 +304,7 @@ def make_cell_split(
         "folds": parts,
         "notes": notes,
     }
-    notes += _annotate(parts, Split(content), table, by, shared=shared_units)
-    if shared_units and kind == "transfer":
-        notes.append(shared_note(unit))
+    notes += _annotate(parts, Split(content), table, by, path=given or source)
     parameters = {"label": label, "unit": unit, "folds": folds, "seed": seed}
     content |= stamp(
         "split", REVISIONS["split"], parameters=parameters, inputs={"cells": cells_digest(table)}

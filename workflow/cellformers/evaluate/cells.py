@@ -22,7 +22,7 @@ from cellformers.evaluate.cell_metrics import measure
 from cellformers.evaluate.classify import Features, FoldPrediction, predict_folds
 from cellformers.evaluate.finetuned import finetuned_cells
 from cellformers.evaluate.scores import check_kind, published_by_metric, write_score
-from cellformers.evaluate.splitfile import Split, cell_folds, cells_digest, read_split, shared_note
+from cellformers.evaluate.splitfile import Split, cell_folds, cells_digest, read_split
 from cellformers.evaluate.tables import Cells, aligned_vectors, column_of, read_cells
 from cellformers.folds import permuted, redrawn
 from cellformers.io.files import digest_arrays, digest_file, stamp, write_table
@@ -123,15 +123,6 @@ def _units(split: Split, cells: Cells) -> tuple[Array | None, str]:
     return cells.unit, split.unit or "cell"
 
 
-def _split_notes(split: Split) -> list[str]:
-    """The notes of the split, and what it must say even if somebody took it out."""
-    notes = list(split.content["notes"])
-    said = shared_note(split.unit)
-    if split.content["by"] == "dataset" and split.content.get("shared_units") and said not in notes:
-        notes.append(said)
-    return notes
-
-
 def _batches(features: str, batch: str | None, cells: Cells, tables: Mapping[str, Path]) -> Array | None:
     """The batch of each cell, object[n] of str, for what mixes batches; None for what does not."""
     if features != "harmony":
@@ -199,17 +190,16 @@ def evaluate_cells(
         model was trained on another split.
     """
     check_kind(kind)
+    numbers = published_by_metric(published, task="cells")
     if features not in get_args(CellFeatures):
         raise UserError(f"unknown features {features!r}", fix=did_you_mean(features, get_args(CellFeatures)))
     if permute and features == "finetuned":
         raise UserError("a fine-tuned model has learnt the true labels", fix="leave --permute out")
     plan = read_split(split, task="cells")
     table, _ = read_cells(cells, label=plan.content["label"], unit=plan.unit)
-    if cells_digest(table) != plan.content["inputs"].get("cells"):
-        raise UserError("was made from other cells, labels or units", path=split, fix="make the split again")
-    folds = cell_folds(plan, table)
+    folds = cell_folds(plan, table, path=split)
     units, unit = _units(plan, table)
-    notes = _split_notes(plan)
+    notes = list(plan.content["notes"])
     labels = table.label
     if permute:
         labels, said = _permuted(table, folds, unit=plan.unit, seed=plan.seed)
@@ -244,7 +234,7 @@ def evaluate_cells(
             vote=plan.unit is not None,
         ),
         "penalties": None if features == "finetuned" else [r.penalty for r in results],
-        "published": published_by_metric(published),
+        "published": numbers,
         "notes": notes,
     }  # fmt: skip
     parameters = {"features": features, "permute": permute, "batch": batch, "seed": plan.seed}

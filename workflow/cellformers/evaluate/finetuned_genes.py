@@ -150,8 +150,9 @@ def auc_tokens(
     """AUC over pooled (cell, gene) tokens: mean over folds, values per fold, SD, and interval.
 
     The interval is of resampled genes, each with all of its tokens, within class and fold (groups: within the fold,
-    all genes of a group together). In resamples, not in the value, scores are put into levels, and pairs within a
-    level count half: an AUC is off by half the share of pairs that meet in one level, about 1 / LEVELS at most.
+    all genes of a group together); there is none where there are too few (`metrics.enough_genes`). In resamples, not
+    in the value, scores are put into levels, and pairs within a level count half: an AUC is off by half the share of
+    pairs that meet in one level, about 1 / LEVELS at most.
 
     Parameters
     ----------
@@ -192,8 +193,11 @@ def auc_tokens(
         return np.asarray(np.mean(values, axis=0))
 
     strata = fold * 2 + positive if groups is None else fold
-    draws = metrics.bootstrap_genes(statistic, strata, groups=groups, seed=seed, resamples=resamples)
+    interval = None
+    if metrics.enough_genes(strata, groups, positive):
+        draws = metrics.bootstrap_genes(statistic, strata, groups=groups, seed=seed, resamples=resamples)
+        interval = metrics.percentile_interval(draws)
     return metrics.metric(
-        float(np.mean(exact)), metrics.percentile_interval(draws), exact,
+        float(np.mean(exact)), interval, exact,
         sd=float(np.std(exact, ddof=1)), n_tokens=len(found.token_gene),
     )  # fmt: skip

@@ -143,7 +143,9 @@ def _measure(
     within_classes = positive if groups is None else np.zeros(len(fold))
     per_fold = [float(metrics.auc(positive[fold == f], score[fold == f])) for f in np.unique(fold)]
 
-    def interval(statistic: Any, strata: np.ndarray) -> tuple[float, float]:
+    def interval(statistic: Any, strata: np.ndarray) -> tuple[float, float] | None:
+        if not metrics.enough_genes(within_folds, groups, positive):
+            return None
         return metrics.percentile_interval(
             metrics.bootstrap_genes(statistic, strata, groups=groups, seed=seed)
         )
@@ -237,6 +239,7 @@ def evaluate_genes(
         If the files lack genes of the split, a column is not numeric, or a model was fine-tuned on another split.
     """
     check_kind(kind)
+    numbers = published_by_metric(published, task="genes")
     for what, value, known in (("features", features, GeneFeatures), ("classifier", classifier, Classifier)):
         if value not in get_args(known):
             raise UserError(f"unknown {what} {value!r}", fix=did_you_mean(value, get_args(known)))
@@ -272,7 +275,7 @@ def evaluate_genes(
         "method": method,
         "kind": kind,
         **_score(task, found),
-        "published": published_by_metric(published),
+        "published": numbers,
         "notes": notes,
     } | made
     write_table(_table(task, found), predictions, metadata=made)
@@ -286,8 +289,14 @@ def _score(task: Task, found: Prediction) -> dict[str, Any]:
         task.positive, found.log_odds, task.fold, raw=found.raw, groups=task.groups, seed=task.plan.seed
     )
     chance = dict.fromkeys(("auc", *found.metrics), 0.5)
+    earned = measured["auc"]["low"] is not None
     note = "the classifiers are not trained again"
-    if "auc_tokens" in found.metrics:
+    if not earned:
+        note = (
+            f"no interval: needs two {task.plan.unit or 'genes'} of each class in every fold, and "
+            f"{metrics.MIN_UNITS} in all"
+        )
+    elif "auc_tokens" in found.metrics:
         note = (
             "the networks are not trained again; genes are resampled with all their tokens, whose scores are put into "
             f"{LEVELS:,} levels: the ends for auc_tokens are exact to {1 / LEVELS:.3f}"
@@ -300,7 +309,7 @@ def _score(task: Task, found: Prediction) -> dict[str, Any]:
             "method": "percentile bootstrap",
             "level": metrics.LEVEL,
             "resamples": metrics.RESAMPLES,
-            "resampled": task.plan.unit or "genes",
+            "resampled": (task.plan.unit or "genes") if earned else None,
             "note": note,
         },
         "metrics": measured | found.metrics,

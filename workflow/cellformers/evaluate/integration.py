@@ -32,7 +32,10 @@ def _batches(batch: np.ndarray, n: int, method: str) -> list[str]:
         raise ValueError(f"{len(batch)} batches for {n} cells")
     names = sorted(set(batch))
     if len(names) < 2:
-        raise UserError(f"{method} needs cells of two batches or more, all are of {names[0]!r}")
+        raise UserError(
+            f"{method} needs cells of two batches or more, all are of {names[0]!r}",
+            fix="name another column of batches",
+        )
     return names
 
 

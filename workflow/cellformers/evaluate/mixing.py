@@ -72,13 +72,16 @@ def _drawn(cells: Cells, *, max_cells: int, seed: int) -> tuple[np.ndarray, dict
     return kept, excluded, notes
 
 
-def _check(batch: np.ndarray, label: np.ndarray | None, names: tuple[str, str | None]) -> None:
+def _check(
+    batch: np.ndarray, label: np.ndarray | None, names: tuple[str, str | None], path: Path | None
+) -> None:
     """UserError unless there are two batches and, where labels are asked for, two labels."""
     for values, name, what in ((batch, names[0], "batches"), (label, names[1], "labels")):
         if values is not None and len(set(values)) < 2:
             found = f"only {values[0]!r} is left" if len(values) else "no cell is left"
             raise UserError(
                 f"mixing needs two {what} of {name!r} with {MIN_BATCH} cells or more, {found}",
+                path=path,
                 fix="give cells of a second dataset" if name == DATASET else "choose another column",
             )
 
@@ -228,6 +231,7 @@ def measure_mixing(
         the method needs is not installed.
     """
     check_kind(kind)
+    numbers = published_by_metric(published, task="mixing")
     if features not in get_args(MixingFeatures):
         raise UserError(
             f"unknown features {features!r}", fix=did_you_mean(features, get_args(MixingFeatures))
@@ -237,7 +241,7 @@ def measure_mixing(
     table, donors = _rows(table, rows), None if donors is None else donors[rows]
     assert table.unit is not None
     batches, labels = table.unit, None if label is None else table.label
-    _check(batches, labels, (batch, label))
+    _check(batches, labels, (batch, label), next(iter(cells.values())) if len(cells) == 1 else None)
     X, digest, said = _features(
         features, inputs, table, batches, vocabulary=vocabulary, seed=seed, threads=threads
     )
@@ -267,7 +271,7 @@ def measure_mixing(
         "interval": interval,
         "metrics": _entries(found, shown, ends),
         "chance": {},
-        "published": published_by_metric(published),
+        "published": numbers,
         "notes": notes,
     }  # fmt: skip
     parameters = {

@@ -9,20 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cellformers.config import EXTRA_METRICS, MAIN_METRICS
 from cellformers.errors import UserError, did_you_mean
 from cellformers.io.files import read_json, write_json, write_text
 
 KINDS = ("model", "baseline", "control", "oracle")
-MAIN_METRICS = {"cells": ("macro_f1", "accuracy"), "genes": ("auc",), "mixing": ("batch_correction",)}
-# shown where a method has them
-EXTRA_METRICS = {
-    "cells": ("auc", "macro_precision", "macro_recall", "unit_vote"),
-    "genes": ("auc_tokens", "average_precision"),
-    "mixing": (
-        "bio_conservation", "ilisi", "kbet", "graph_connectivity", "silhouette_batch", "clisi", "silhouette_label",
-        "nmi", "ari", "isolated_labels",
-    ),
-}  # fmt: skip
 REQUIRED = (
     "benchmark", "task", "dataset", "method", "kind", "label", "classes", "split", "n", "interval", "metrics",
     "chance", "published", "notes", "cellformers", "step", "revision", "parameters", "inputs",
@@ -39,10 +30,24 @@ def check_kind(kind: str) -> None:
         raise UserError(f"{kind!r} is no kind of method", fix=did_you_mean(kind, KINDS))
 
 
-def published_by_metric(published: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]] | None:
-    """Published numbers ({"metric", "value", "source"}) sorted under their metric; None where there are none."""
+def published_by_metric(
+    published: Sequence[Mapping[str, Any]], *, task: str
+) -> dict[str, list[dict[str, Any]]] | None:
+    """Published numbers ({"metric", "value", "source"}) sorted under their metric; None where there are none.
+
+    Raises
+    ------
+    UserError
+        If no table of the task shows the metric, so that the number would never be seen.
+    """
     result: dict[str, list[dict[str, Any]]] = {}
+    known = (*MAIN_METRICS[task], *EXTRA_METRICS[task])
     for entry in published:
+        if entry["metric"] not in known:
+            raise UserError(
+                f"published: no table of {task} shows {entry['metric']!r}",
+                fix=did_you_mean(entry["metric"], known),
+            )
         rest = {k: v for k, v in entry.items() if k != "metric"}
         result.setdefault(str(entry["metric"]), []).append(rest)
     return result or None

@@ -148,6 +148,8 @@ def _parquet_vectors(path: Path, key: str, wanted: pd.Index | None) -> tuple[np.
 
 
 def _h5ad_vectors(path: Path, wanted: pd.Index | None) -> tuple[np.ndarray, np.ndarray]:
+    if not path.is_file():
+        raise UserError("no such file", path=path)
     try:
         with h5py.File(path, "r") as file:
             obs = file["obs"]

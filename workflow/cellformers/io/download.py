@@ -91,14 +91,23 @@ def mirrored(url: str) -> str:
     mirror = os.environ.get(MIRROR, "").strip().rstrip("/")
     if not mirror:
         return url
-    base = urlsplit(mirror)
-    if base.scheme not in ("http", "https") or not base.hostname or base.username or base.query:
+    if not _is_server(mirror):
         raise UserError(
             f"{MIRROR} is {mirror!r}, no address of a server", fix="set it to https://host/folder"
         )
     there = urlsplit(url)
     host = there.netloc.rpartition("@")[2]  # a name and a password before the host are credentials too
     return f"{mirror}/{host}{there.path}" + (f"?{there.query}" if there.query else "")
+
+
+def _is_server(address: str) -> bool:
+    try:
+        base = urlsplit(address)
+        host = base.hostname if base.port != 0 else None
+    except ValueError:  # brackets without a partner, a port that is no number
+        return False
+    plain = not (base.username or base.query or re.search(r"\s", address))
+    return plain and base.scheme in ("http", "https") and bool(host)
 
 
 def _through_mirror(url: str, headers: Mapping[str, str], denied: str) -> tuple[str, dict[str, str], str]:

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cellformers.evaluate.scores import EXTRA_METRICS, KINDS, MAIN_METRICS, read_score
+from cellformers.config import EXTRA_METRICS, MAIN_METRICS
+from cellformers.evaluate.scores import KINDS, read_score
 from cellformers.report import charts, verdicts, words
 from cellformers.report.figures import Figures, file_stem
 from cellformers.report.maps import Maps

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cellformers import plots
-from cellformers.evaluate.scores import EXTRA_METRICS
+from cellformers.config import EXTRA_METRICS
 from cellformers.report import verdicts, words
 from cellformers.report.curves import curves
 from cellformers.report.figures import Figure, Figures

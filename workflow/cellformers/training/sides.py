@@ -314,6 +314,8 @@ def _benchmark_fold(
         )  # fmt: skip
     names = _benchmark_names(targets, by, content, path)
     test = set(map(str, fold["test"]))
+    if not isinstance(fold.get("train"), list | None):
+        raise UserError(f"fold {spec.fold} has no list 'train'", path=path, fix="make the split again")
     train = None if fold.get("train") is None else set(map(str, fold["train"]))
     both = test & (train or set())
     if both:
@@ -323,7 +325,7 @@ def _benchmark_fold(
     if not set(side_of) & test:
         raise UserError(f"fold {spec.fold} tests nothing that is labelled here", path=path)
     side = _listed(names, side_of, path)
-    _hold_out(_grouped(targets, content), labels, side, spec.heldout, seed=spec.seed)
+    _hold_out(_grouped(targets, content, path), labels, side, spec.heldout, seed=spec.seed)
     return side, {
         "kind": "benchmark", "by": _by(targets) if by == "dataset" else by, "seed": spec.seed, "fold": spec.fold,
         "name": fold.get("name"), "fractions": {"heldout": spec.heldout},
@@ -334,9 +336,7 @@ def _benchmark_names(targets: Targets, by: Any, content: Mapping[str, Any], path
     """What each row is called in a benchmark's split; UserError where the rows don't show what it keeps apart."""
     unit = content.get("unit")
     # what is held out has to be known here too, or a donor on two sides would go unnoticed
-    apart = (
-        targets.kind != "genes" and content.get("kind") != "stratified" and not content.get("shared_units")
-    )
+    apart = targets.kind != "genes" and content.get("kind") != "stratified"
     named = by in ("unit", DATASET_UNIT) or (unit is not None and apart)
     if named and (targets.units is None or (unit is not None and unit != targets.unit)):
         raise UserError(f"holds out values of {unit!r}", path=path, fix=f"name the column with --unit {unit}")
@@ -364,11 +364,14 @@ def _called(targets: Targets, by: str | None) -> Array:
     return targets.keys
 
 
-def _grouped(targets: Targets, content: Mapping[str, Any]) -> Targets:
+def _grouped(targets: Targets, content: Mapping[str, Any], path: Path) -> Targets:
     """The targets with the groups of a split of genes, which stay together in the held-out side too."""
-    if not content.get("groups"):
+    genes, groups = content.get("genes"), content.get("groups")
+    if not groups:
         return targets
-    group_of = dict(zip(content["genes"], content["groups"], strict=True))
+    if not isinstance(genes, dict) or not isinstance(groups, list) or len(genes) != len(groups):
+        raise UserError("has not one group a gene", path=path, fix="make the split again")
+    group_of = dict(zip(genes, groups, strict=True))
     units = np.array([group_of.get(key, f"gene {key}") for key in targets.keys], dtype=object)
     return replace(targets, unit=content.get("unit"), units=units)
 

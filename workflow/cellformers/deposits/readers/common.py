@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 
 from cellformers.counts import Knowledge, Sample
 from cellformers.errors import UserError
+from cellformers.io import labels
 from cellformers.io.source import Array, ReadOptions
 
 MIN_MATCHED = 0.5
 NO_LABEL = "no label"
-AGAIN = "get the deposit again with `cellformers download`"
+AGAIN = "get the deposit again with `cellformers download --verify`"
 
 Files = Mapping[str, Path]
 """The files of a part: paths by the names they are registered with, there or not."""
@@ -56,7 +57,9 @@ def pick(files: Files, pattern: str) -> Path:
     if path is None:
         wanted = next((p for name, p in files.items() if re.search(pattern, name)), None)
         if wanted is None:
-            raise UserError(f"the entry of the deposit names no file like {pattern!r}", fix="mend the entry")
+            raise UserError(
+                f"{', '.join(files)} is no file that the reader looks for ({pattern})", fix="mend the entry"
+            )
         raise UserError("no such file", path=wanted, fix="get the deposit with `cellformers download`")
     return path
 
@@ -72,6 +75,34 @@ def pick_if_there(files: Files, pattern: str) -> Path | None:
     return None
 
 
+def read_labels(path: Path, **options: Sequence[str]) -> pa.Table:
+    """`io.labels.read_labels` of a file of a deposit: what to do is to get it again, unless there is better advice."""
+    try:
+        return labels.read_labels(path, **options)
+    except UserError as error:
+        if error.fix:
+            raise
+        raise UserError(error.what, path=error.path, fix=AGAIN) from error
+
+
+def numbers(column: pa.ChunkedArray | pa.Array, *, name: str, path: Path) -> Array:
+    """A column of a table as float64[n], NaN where it has no value.
+
+    Raises
+    ------
+    UserError
+        If it holds anything but numbers.
+    """
+    try:
+        found = pc.cast(column, pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        text = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"column {name!r} is no number in every row ({text})", path=path, fix=AGAIN
+        ) from error
+    return np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
 def rows_of(keys: pa.ChunkedArray | pa.Array, names: pa.Array, *, path: Path) -> Array:
     """For each name the row whose key it is, else -1; int64[n].
 
@@ -84,7 +115,11 @@ def rows_of(keys: pa.ChunkedArray | pa.Array, names: pa.Array, *, path: Path) ->
     if len(distinct) != len(keys):
         counts = pc.value_counts(keys)
         repeated = counts.filter(pc.greater(counts.field("counts"), 1))
-        raise UserError(f"names {repeated[0]['values'].as_py()!r} in more than one row", path=path, fix=AGAIN)
+        key = repeated[0]["values"].as_py()
+        what = (
+            "has more than one row without a name" if key is None else f"names {key!r} in more than one row"
+        )
+        raise UserError(what, path=path, fix=AGAIN)
     found = pc.index_in(names, value_set=distinct)
     return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
 
@@ -110,7 +145,7 @@ def require_matched(
             f"names only {matched:,} of the {len(rows):,} {what} (it holds {str(keys[0])!r}, they are called "
             f"{str(names[0])!r})",
             path=path,
-            fix="the labels belong to other files: get both again with `cellformers download`",
+            fix="the labels belong to other files: get both again with `cellformers download --verify`",
         )
 
 
@@ -124,8 +159,8 @@ def is_null(column: pa.ChunkedArray | pa.Array) -> Array:
     return np.asarray(pc.is_null(column).to_numpy(zero_copy_only=False), dtype=bool)
 
 
-def unlabelled(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, list[str]]:
-    """The column `excluded` for cells without a label in `column`, and a note on how many there are."""
-    mask = is_null(column)
+def unlabelled(*columns: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, list[str]]:
+    """The column `excluded` for cells without a label in one of `columns`, and a note on how many there are."""
+    mask = np.logical_or.reduce([is_null(column) for column in columns])
     note = f"{int(mask.sum()):,} of {len(mask):,} cells have no label and are excluded"
     return reason_where(mask, NO_LABEL), [note]

@@ -1,7 +1,7 @@
 """Labels of genes: dosage sensitivity, promoters, the NOTCH1 network, regulatory range.
 
 Each reader gives the names of the genes as the source has them and which are of the positive class; mapping them to
-gene ids is `deposits.gene_tables`' task.
+gene ids is `deposits.parts`' task.
 """
 
 import re
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cellformers.deposits.entries import GenePart
-from cellformers.deposits.readers.common import AGAIN, Files, LabelledGenes, pick
+from cellformers.deposits.readers.common import AGAIN, Files, LabelledGenes, pick, read_labels
 from cellformers.errors import UserError
-from cellformers.io.labels import read_labels
 from cellformers.io.pickles import read_lists
 from cellformers.io.source import reading
 from cellformers.io.tenx import open_bytes
@@ -28,16 +28,19 @@ def read_collins(part: GenePart, files: Files) -> LabelledGenes:
     Raises
     ------
     UserError
-        If the file or a column is missing, or a score is no number.
+        If the file or a column is missing, or a score is no probability.
     """
     path = pick(files, r"dosage_sensitivity_scores")
     if part.threshold is None:
-        raise UserError(f"the entry of the part {part.name} has no threshold", fix="mend the entry")
+        raise UserError(f"the part {part.name} has no threshold", fix="mend the entry")
     scores = list(dict.fromkeys([part.threshold.column, *part.columns]))
     table = read_labels(path, text_columns=["#gene"], columns=["#gene", *scores])
     for column in scores:
         if not (pa.types.is_floating(table[column].type) or pa.types.is_integer(table[column].type)):
             raise UserError(f"column {column!r} is no number in every row", path=path, fix=AGAIN)
+        least, most = pc.min_max(table[column]).values()
+        if least.is_valid and not 0 <= least.as_py() <= most.as_py() <= 1:
+            raise UserError(f"column {column!r} is no probability in every row", path=path, fix=AGAIN)
     rows = [row for row in table.to_pylist() if row["#gene"] and row[part.threshold.column] is not None]
     positive = [row[part.threshold.column] >= part.threshold.at_least for row in rows]
     return LabelledGenes(
@@ -149,11 +152,8 @@ def read_range(part: GenePart, files: Files) -> LabelledGenes:
 
 
 def _classes(part: GenePart) -> tuple[str, str]:
-    """(negative, positive) of a part with two classes."""
-    others = [name for name in part.classes if name != part.positive]
-    if len(others) != 1:
-        raise UserError(f"the entry of the part {part.name} has not two classes", fix="mend the entry")
-    return others[0], part.positive
+    """(negative, positive) of a part."""
+    return next(name for name in part.classes if name != part.positive), part.positive
 
 
 def _of_two(path: Path, negative: Sequence[str], positive: Sequence[str]) -> LabelledGenes:

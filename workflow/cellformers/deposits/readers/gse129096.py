@@ -14,9 +14,17 @@ import pyarrow.compute as pc
 
 from cellformers.counts import Columns, Knowledge, Sample
 from cellformers.deposits.entries import CellPart
-from cellformers.deposits.readers.common import AGAIN, Files, Part, pick, reason_where, rows_of, take
+from cellformers.deposits.readers.common import (
+    AGAIN,
+    Files,
+    Part,
+    pick,
+    read_labels,
+    reason_where,
+    rows_of,
+    take,
+)
 from cellformers.errors import UserError
-from cellformers.io.labels import read_labels
 from cellformers.io.source import ReadOptions
 
 CHIMPANZEE = "chimpanzee"
@@ -61,17 +69,27 @@ def read_heart(part: CellPart, files: Files, work: Path) -> Part:
     Raises
     ------
     UserError
-        If the file is missing.
+        If the file is missing or holds cells of the lines.
     """
     del part, work
-    return _part(pick(files, r"Heart.*\.tsv"), Knowledge(describe=_describe_heart))
+    path = pick(files, r"Heart.*\.tsv")
+    return _part(path, Knowledge(describe=partial(_describe_heart, path=path)))
 
 
 def _part(path: Path, known: Knowledge) -> Part:
     return Part(samples=[Sample(path)], options=ReadOptions(genes_in_rows=True), known=known)
 
 
-def _describe_heart(barcodes: pa.Array, _: pa.Array | None, __: Columns) -> tuple[Columns, list[str]]:
+def _describe_heart(
+    barcodes: pa.Array, _: pa.Array | None, __: Columns, *, path: Path
+) -> tuple[Columns, list[str]]:
+    foreign = pc.index(pc.match_substring_regex(barcodes, _NAME), True).as_py()
+    if foreign >= 0:
+        raise UserError(
+            f"names a cell {barcodes[foreign].as_py()!r}, as the files of the two lines do",
+            path=path,
+            fix=AGAIN,
+        )
     return {"platform": pa.repeat("dronc", len(barcodes))}, []
 
 

@@ -19,14 +19,15 @@ from cellformers.deposits.readers.common import (
     AGAIN,
     Files,
     Part,
+    numbers,
     pick,
+    read_labels,
     require_matched,
     rows_of,
     take,
     unlabelled,
 )
 from cellformers.errors import UserError
-from cellformers.io.labels import read_labels
 from cellformers.io.source import Array, ReadOptions
 
 # In the order in which the labels number them.
@@ -40,6 +41,7 @@ LABELS = {
     "nCount_RNA": "nCount_RNA",
     "nFeature_RNA": "nFeature_RNA",
 }
+NUMBERS = ("nCount_RNA", "nFeature_RNA")
 # Sums of the files include the rare genes that the authors' objects lack, so they are the same or slightly above.
 MOST_BELOW = 0.01
 HIGHEST_RATIO = 1.5
@@ -108,6 +110,8 @@ def _describe(
         )
     joined = take(table, rows)
     columns: Columns = {name: joined[column] for column, name in LABELS.items()}
+    for name in NUMBERS:
+        numbers(columns[name], name=name, path=labels)
     columns["excluded"], notes = unlabelled(joined["celltype"])
     absent = len(table) - int((rows >= 0).sum())
     if absent:
@@ -144,10 +148,12 @@ def _check_sums(totals: Array, columns: Columns, *, labels: Path) -> list[str]:
     Raises
     ------
     UserError
-        If more than 1 % of the labelled cells have less, or half of them 1.5 times as much.
+        If none is stated, more than 1 % of the labelled cells have less, or half of them 1.5 times as much.
     """
-    stated = np.asarray(columns["nCount_RNA"].to_numpy(), dtype=float)
+    stated = numbers(columns["nCount_RNA"], name="nCount_RNA", path=labels)
     known = stated > 0  # NaN, where there is no label, is not
+    if not known.any():
+        raise UserError("states no total counts (nCount_RNA)", path=labels, fix=AGAIN)
     ratio = totals[known] / stated[known]
     median, below = float(np.median(ratio)), int((ratio < 1).sum())
     if below > MOST_BELOW * len(ratio) or median > HIGHEST_RATIO:
@@ -155,7 +161,7 @@ def _check_sums(totals: Array, columns: Columns, *, labels: Path) -> list[str]:
             f"states other total counts (nCount_RNA) than the cells have: {below:,} of {len(ratio):,} cells have "
             f"less, the median ratio is {median:.3f}",
             path=labels,
-            fix="labels and counts don't belong together: get both again with `cellformers download`",
+            fix="labels and counts don't belong together: get both again with `cellformers download --verify`",
         )
     return [
         f"total counts are {median:.4f} times the authors' nCount_RNA in the median; {below:,} of {len(ratio):,} "

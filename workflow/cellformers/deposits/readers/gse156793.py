@@ -14,9 +14,17 @@ import pyarrow.compute as pc
 from cellformers.counts import Columns, Knowledge, Sample
 from cellformers.deposits.archives import gunzip
 from cellformers.deposits.entries import CellPart
-from cellformers.deposits.readers.common import AGAIN, Files, Part, pick, rows_of, take, unlabelled
+from cellformers.deposits.readers.common import (
+    AGAIN,
+    Files,
+    Part,
+    pick,
+    read_labels,
+    rows_of,
+    take,
+    unlabelled,
+)
 from cellformers.errors import UserError
-from cellformers.io.labels import read_labels
 from cellformers.io.source import ReadOptions
 
 # Columns of S1 and what they are called here.
@@ -33,7 +41,7 @@ MAX_LOOM_BYTES = 64 << 30  # the published one has 21.4 GB
 
 
 def read_all(part: CellPart, files: Files, work: Path) -> Part:
-    """All organs; cells without Main_cluster_name are excluded as "no label".
+    """All organs; cells without Main_cluster_name or Fetus_id are excluded as "no label".
 
     Raises
     ------
@@ -69,7 +77,7 @@ def _describe(
     del table  # four million names: the columns take their place
     columns: Columns = {name: joined[column].cast(pa.string()) for column, name in LABELS.items()}
     columns["development_day"] = _days(columns["development_day"], path)
-    columns["excluded"], notes = unlabelled(columns["cell_type"])
+    columns["excluded"], notes = unlabelled(columns["cell_type"], columns["donor"])
     return columns, notes
 
 

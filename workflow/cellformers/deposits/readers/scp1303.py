@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cellformers.counts import Columns, Knowledge, Sample
 from cellformers.deposits.entries import CellPart
@@ -18,15 +17,16 @@ from cellformers.deposits.readers.common import (
     AGAIN,
     Files,
     Part,
+    numbers,
     pick,
     pick_if_there,
+    read_labels,
     require_matched,
     rows_of,
     take,
     unlabelled,
 )
 from cellformers.errors import UserError, did_you_mean
-from cellformers.io.labels import read_labels
 from cellformers.io.source import Array, ReadOptions
 
 LAYER = "cellranger_raw"
@@ -42,7 +42,8 @@ FINE_TYPE, COARSE_TYPE = "cell_type_leiden0.6", "cell_type__ontology_label"
 
 
 def read_all(part: CellPart, files: Files, work: Path) -> Part:
-    """All hearts; the h5ad is taken where both forms are there. Nuclei without a type are excluded as "no label".
+    """All hearts; the h5ad is taken where both forms are there. Nuclei without a type, a disease or
+    a donor are excluded as "no label".
 
     Raises
     ------
@@ -55,9 +56,18 @@ def read_all(part: CellPart, files: Files, work: Path) -> Part:
         return Part(
             samples=[Sample(h5ad)],
             options=ReadOptions(layer=LAYER, gene_column="gene_ids"),
-            known=Knowledge(describe=partial(_describe_h5ad, path=h5ad), check=_compare_corrected),
+            known=Knowledge(
+                describe=partial(_describe_h5ad, path=h5ad), check=partial(_compare_corrected, path=h5ad)
+            ),
         )
-    mtx = pick(files, r"\.mtx")
+    mtx = pick_if_there(files, r"\.mtx")
+    if mtx is None:
+        folder = next(iter(files.values())).parent
+        raise UserError(
+            f"holds neither {' nor '.join(name for name in files if name.endswith(('.h5ad', '.mtx')))}",
+            path=folder,
+            fix="`cellformers download scp1303` says what to fetch by hand",
+        )
     for pattern in ("genes", "barcodes"):
         if pick(files, pattern).parent != mtx.parent:
             raise UserError("has no names of genes and cells beside it", path=mtx, fix=AGAIN)
@@ -74,7 +84,7 @@ def _describe_h5ad(
 ) -> tuple[Columns, list[str]]:
     """Standard names for what the h5ad says itself."""
     _require(("donor_id", "disease", FINE_TYPE), columns, path)
-    excluded, notes = unlabelled(columns[FINE_TYPE])
+    excluded, notes = unlabelled(columns[FINE_TYPE], columns["disease"], columns["donor_id"])
     more: Columns = {
         "donor": columns["donor_id"],
         "cell_type": columns[FINE_TYPE],
@@ -102,7 +112,7 @@ def _describe_text(
     columns["donor"] = joined["donor_id"]
     columns["disease"] = _diseases(joined["disease__ontology_label"], path)
     columns["cell_type"] = joined[FINE_TYPE if fine else COARSE_TYPE]
-    columns["excluded"], notes = unlabelled(columns["cell_type"])
+    columns["excluded"], notes = unlabelled(columns["cell_type"], columns["disease"], columns["donor"])
     if "biosample_id" in columns:
         columns["sample"] = columns["biosample_id"]
     if not fine:
@@ -150,11 +160,11 @@ def _diseases(column: pa.ChunkedArray | pa.Array, path: Path) -> pa.Array:
     return pa.array(names, pa.string()).take(coded.indices)
 
 
-def _compare_corrected(totals: Array, columns: Columns) -> list[str]:
+def _compare_corrected(totals: Array, columns: Columns, *, path: Path) -> list[str]:
     """How far the counts read are above those that CellBender left, where the file states these."""
     if "cellbender_ncount" not in columns:
         return []
-    corrected = np.asarray(pc.cast(columns["cellbender_ncount"], pa.float64()).to_numpy(zero_copy_only=False))
+    corrected = numbers(columns["cellbender_ncount"], name="cellbender_ncount", path=path)
     known = corrected > 0
     if not known.any():
         return []

@@ -74,7 +74,7 @@ def simulate_deposits(
     output = Path(output)
     names = list(dict.fromkeys(names))
     chosen = list(_DEPOSITS) if ALL in names else names
-    _check(chosen, output, cells=cells, seed=seed)
+    _check([*chosen, *(name for name in names if name != ALL)], output, cells=cells, seed=seed)
     genome = draw_genome(seed)
     truths = {}
     for name in chosen:

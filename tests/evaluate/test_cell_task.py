@@ -426,3 +426,32 @@ def test_harmony_mixes_batches_and_says_that_it_saw_the_test_cells(
         run(tmp_path, batch="doner", **ask)
     with pytest.raises(UserError, match="all are of 'a'"):
         run(tmp_path, batch="dataset", **ask)
+
+
+def test_cells_that_a_model_can_not_read_are_scored_by_no_method(build: Any, tmp_path: Path) -> None:
+    """A cell that passed QC may have too few genes of a vocabulary: it has no tokens, so no embedding."""
+    rng = np.random.default_rng(0)
+    ids = [f"c{i}" for i in range(120)]
+    labels = ["a", "b"] * 60
+    cells = build.cells(cell_id=ids, kind=labels, donor=[f"d{i // 12}" for i in range(120)])
+    values = rng.normal(size=(120, 3)) + np.array([[i % 2, 0, 0] for i in range(120)])
+    readable = [i for i in range(120) if i not in (3, 50)]
+    shards = {"one": [i for i in range(120) if i != 3], "two": [i for i in range(120) if i != 50]}
+    tokens = []
+    for vocabulary, rows in shards.items():
+        for part in (rows[:50], rows[50:]):
+            path = tmp_path / vocabulary / f"{part[0]}.parquet"
+            table = pa.table({"cell_id": [ids[i] for i in part]})
+            write_table(table, path, metadata={"inputs": {"vocabulary": vocabulary}})
+            tokens.append(path)
+    split = tmp_path / "split.json"
+    made = make_cell_split(
+        cells={"atlas": cells}, label="kind", unit="donor", tokens={"atlas": tokens}, output=split
+    )
+    assert made.content["excluded"]["too few genes of a vocabulary"] == 2
+    vectors = build.vectors([ids[i] for i in readable], values[readable])
+    score = evaluate_cells(
+        benchmark="b", method="m", kind="model", split=split, cells={"atlas": cells}, features="embedding",
+        inputs={"atlas": vectors}, output=tmp_path / "m.json", predictions=tmp_path / "m.parquet",
+    )  # fmt: skip
+    assert score["n"] == 118

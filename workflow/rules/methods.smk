@@ -46,12 +46,15 @@ def method_embedding(benchmark, method):
     return method if method.removesuffix(RANDOM_SUFFIX) in embeddings else None
 
 
+def benchmark_models(benchmark):
+    """The models of a benchmark: of its embeddings, and those to be fine-tuned."""
+    embeddings = [CONFIG.embeddings[name].model for name in benchmark_embeddings(benchmark)]
+    return list(dict.fromkeys([*embeddings, *map(plain_model, finetuned_starts(benchmark))]))
+
+
 def benchmark_model(benchmark):
-    """The first model of a benchmark, whose vocabulary the baselines read: of an embedding, or to be fine-tuned."""
-    embeddings = benchmark_embeddings(benchmark)
-    if embeddings:
-        return CONFIG.embeddings[embeddings[0]].model
-    return next(iter(finetuned_starts(benchmark)), next(iter(CONFIG.models), None))
+    """The first model of a benchmark, whose vocabulary the baselines read."""
+    return next(iter(benchmark_models(benchmark)), next(iter(CONFIG.models), None))
 
 
 def benchmark_vocabulary(benchmark):

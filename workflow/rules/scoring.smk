@@ -5,7 +5,7 @@ def split_inputs(wildcards):
     spec = CONFIG.benchmarks[wildcards.benchmark]
     files = {"cells": [f"<results>/{name}/cells.parquet" for name in spec.datasets]}
     if isinstance(spec, CellBenchmark):
-        return files | ({"given": str(spec.split)} if spec.split else {})
+        return files | tokens_needed(wildcards.benchmark) | ({"given": str(spec.split)} if spec.split else {})
     embeddings = benchmark_embeddings(wildcards.benchmark)
     folder = f"<results>/{spec.dataset}"
     genes = {
@@ -16,6 +16,23 @@ def split_inputs(wildcards):
         return genes
     counts = [f"{folder}/counts/{shard}.h5ad" for shard in shard_names(spec.dataset)]
     return genes | files | {"counts": counts, "vocabulary": benchmark_vocabulary(wildcards.benchmark)}
+
+
+def tokens_needed(benchmark):
+    """Token shards in the vocabularies of all models of a benchmark: only cells that all of them can read are scored."""
+    spec = CONFIG.benchmarks[benchmark]
+    vocabularies = dict.fromkeys(vocabulary_of(model) for model in benchmark_models(benchmark))
+    files = [
+        f"<results>/{d}/tokens/{v}/{s}.parquet"
+        for v in vocabularies
+        for d in spec.datasets
+        for s in shard_names(d)
+    ]
+    return {"tokens": files}
+
+
+def named_tokens(input):
+    return [f"{Path(path).parts[-4]}={path}" for path in input.get("tokens", [])]
 
 
 def split_options(wildcards, input):
@@ -29,6 +46,7 @@ def split_options(wildcards, input):
             cells=named(spec.datasets, input.cells),
             unit=spec.unit,
             across=spec.across,
+            tokens=named_tokens(input),
             given=input.get("given"),
             **sides,
         )
@@ -53,29 +71,14 @@ def split_options(wildcards, input):
     )
 
 
-def predicted(spec):
-    """What a fine-tuning predicts: of genes also in every cell."""
-    genes = spec is GeneBenchmark or isinstance(spec, GeneBenchmark)
-    return ["predictions.parquet", *(["predictions_pooled.parquet"] if genes else [])]
-
-
-def fold_outputs(kind):
-    """The files of a fine-tuning in a benchmark; the weights of a fold are of no further use."""
-    folder = "<results>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}"
-    names = {"training": "training.json", "loss": "loss.tsv", "sides": "split.json"}
-    return {
-        "weights": temp(f"{folder}/model.safetensors"),
-        **{key: f"{folder}/{name}" for key, name in names.items()},
-        "predictions": [f"{folder}/{name}" for name in predicted(kind)],
-    }
-
-
 def evaluate_inputs(wildcards):
     """Cells and labels of the benchmark, and the embeddings, counts or fine-tuned models that the method reads."""
     benchmark, method = wildcards.benchmark, wildcards.method
     spec = CONFIG.benchmarks[benchmark]
     files = {"cells": [f"<results>/{name}/cells.parquet" for name in spec.datasets]}
     features = method_features(benchmark, method)
+    if isinstance(spec, MixingBenchmark):
+        files |= tokens_needed(benchmark)
     if features == "finetuned":
         return files | {
             "trained": [f"{folder}/training.json" for folder in fold_models(benchmark, method)],
@@ -112,7 +115,13 @@ def evaluate_options(wildcards, input):
         published=[published_words(number) for number in spec.published],
     )
     if isinstance(spec, MixingBenchmark):
-        about = {"batch": spec.batch, "label": spec.label, "max_cells": spec.max_cells, "note": spec.note}
+        about = {
+            "tokens": named_tokens(input),
+            "batch": spec.batch,
+            "label": spec.label,
+            "max_cells": spec.max_cells,
+            "note": spec.note,
+        }
         return flags(**options, **about, seed=CONFIG.seed)
     if features == "finetuned":
         options["fold_model"] = [str(Path(path).parent) for path in input.trained]
@@ -123,28 +132,3 @@ def evaluate_options(wildcards, input):
     if features in ("ranks", "counts"):
         options["classifier"] = method.partition("_")[0]
     return flags(**options, task=spec.task)
-
-
-def fold_inputs(wildcards):
-    """What a fine-tuning under a split of a benchmark reads."""
-    benchmark, start = wildcards.benchmark, wildcards.start
-    spec = CONFIG.benchmarks[benchmark]
-    labels = [f"<results>/{name}/cells.parquet" for name in spec.datasets]
-    if isinstance(spec, GeneBenchmark):
-        # the split holds the classes of its genes, and no other gene may be trained on
-        labels = [f"<results>/benchmarks/{benchmark}/split.json"]
-    return {"tokens": tokens_of(spec.datasets, start), "labels": labels, "model": model_files(start)}
-
-
-def fold_sources(wildcards, input):
-    return sources_of(CONFIG.benchmarks[wildcards.benchmark].datasets, input)
-
-
-def fold_options(wildcards):
-    spec = CONFIG.benchmarks[wildcards.benchmark]
-    genes = isinstance(spec, GeneBenchmark)
-    options = finetune_settings(spec.finetune, {"models", "untrained"})
-    if wildcards.start.endswith(RANDOM_SUFFIX):
-        options["freeze_layers"] = 0  # random layers that can't learn would be no fair chance
-    options |= {"unit": None if genes else spec.unit, "label": (spec.labels if genes else spec).label}
-    return flags(task=spec.task, fold=int(wildcards.fold), **options)

@@ -89,3 +89,45 @@ def finetune_options(wildcards):
 
 def predict_tokens(wildcards):
     return tokens_of([wildcards.dataset], wildcards.finetuned)
+
+
+def predicted(spec):
+    """What a fine-tuning predicts: of genes also in every cell."""
+    genes = spec is GeneBenchmark or isinstance(spec, GeneBenchmark)
+    return ["predictions.parquet", *(["predictions_pooled.parquet"] if genes else [])]
+
+
+def fold_outputs(kind):
+    """The files of a fine-tuning in a benchmark; the weights of a fold are of no further use."""
+    folder = "<results>/benchmarks/{benchmark}/finetuned/{start}/fold-{fold}"
+    names = {"training": "training.json", "loss": "loss.tsv", "sides": "split.json"}
+    return {
+        "weights": temp(f"{folder}/model.safetensors"),
+        **{key: f"{folder}/{name}" for key, name in names.items()},
+        "predictions": [f"{folder}/{name}" for name in predicted(kind)],
+    }
+
+
+def fold_inputs(wildcards):
+    """What a fine-tuning under a split of a benchmark reads."""
+    benchmark, start = wildcards.benchmark, wildcards.start
+    spec = CONFIG.benchmarks[benchmark]
+    labels = [f"<results>/{name}/cells.parquet" for name in spec.datasets]
+    if isinstance(spec, GeneBenchmark):
+        # the split holds the classes of its genes, and no other gene may be trained on
+        labels = [f"<results>/benchmarks/{benchmark}/split.json"]
+    return {"tokens": tokens_of(spec.datasets, start), "labels": labels, "model": model_files(start)}
+
+
+def fold_sources(wildcards, input):
+    return sources_of(CONFIG.benchmarks[wildcards.benchmark].datasets, input)
+
+
+def fold_options(wildcards):
+    spec = CONFIG.benchmarks[wildcards.benchmark]
+    genes = isinstance(spec, GeneBenchmark)
+    options = finetune_settings(spec.finetune, {"models", "untrained"})
+    if wildcards.start.endswith(RANDOM_SUFFIX):
+        options["freeze_layers"] = 0  # random layers that can't learn would be no fair chance
+    options |= {"unit": None if genes else spec.unit, "label": (spec.labels if genes else spec).label}
+    return flags(task=spec.task, fold=int(wildcards.fold), **options)

@@ -62,6 +62,10 @@ def split(
         ),
     ] = False,
     given: Annotated[Path | None, typer.Option(help="cells: JSON file with a split of your own.")] = None,
+    tokens: Annotated[
+        list[str] | None,
+        typer.Option(metavar=NAMED, help="cells: token shards; only cells that have tokens."),
+    ] = None,
     folds: Annotated[int, typer.Option(help="Folds over units, cells or genes.", min=2)] = 5,
     labels: Annotated[Path | None, typer.Option(help="genes: table of labelled genes.")] = None,
     gene: Annotated[str, typer.Option(help="genes: its column of gene ids.")] = "gene_id",
@@ -94,7 +98,8 @@ def split(
             raise UserError("a split of cells needs --cells NAME=PATH")
         make_cell_split(
             cells=one_each(cells, "--cells"), label=label, unit=unit, train=train, test=test, across=across,
-            given=given, folds=folds, seed=seed, note=note, output=output,
+            given=given, tokens=named_paths(tokens, "--tokens"), folds=folds, seed=seed, note=note,
+            output=output,
         )  # fmt: skip
         return
     if labels is None or positive is None or not embeddings:

@@ -22,6 +22,9 @@ def mixing(
     unit: Annotated[
         str | None, typer.Option(help="Column of donors to resample (default: the batches).")
     ] = None,
+    tokens: Annotated[
+        list[str] | None, typer.Option(metavar=NAMED, help="Token shards: only cells that have tokens.")
+    ] = None,
     max_cells: Annotated[
         int, typer.Option("--max-cells", min=100, help="Draw so many cells if there are more.")
     ] = 20_000,
@@ -43,7 +46,8 @@ def mixing(
 
     measure_mixing(
         benchmark=benchmark, method=method, kind=kind, cells=one_each(cells, "--cells"), features=features,
-        inputs=named_paths(input_files, "--input"), batch=batch, label=label, unit=unit, max_cells=max_cells,
+        inputs=named_paths(input_files, "--input"), batch=batch, label=label, unit=unit,
+        tokens=named_paths(tokens, "--tokens"), max_cells=max_cells,
         permute=permute, vocabulary=vocabulary, published=[published_number(word) for word in published or []],
         note=note, seed=seed, threads=threads, output=output,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from cellformers.evaluate.splitfile import (
     check_units,
     row_names,
 )
-from cellformers.evaluate.tables import Cells, read_cells
+from cellformers.evaluate.tables import Cells, read_cells, take_cells, tokenised
 from cellformers.folds import group_folds, stratified_folds
 from cellformers.io.files import read_json, read_metadata, stamp, write_json
 from cellformers.revisions import REVISIONS
@@ -208,6 +208,7 @@ def make_cell_split(
     test: Sequence[str] | None = None,
     across: bool = False,
     given: Path | None = None,
+    tokens: Mapping[str, Sequence[Path]] | None = None,
     folds: int = 5,
     seed: int = 0,
     note: str | None = None,
@@ -236,6 +237,9 @@ def make_cell_split(
     given
         JSON file with a split of your own, {"folds": [{"train": [...], "test": [...]}]}, lists of units
         (of cells if `unit` is left out). Units in neither list are left out of the fold.
+    tokens
+        Token shards by dataset, in all vocabularies of the benchmark: a cell without tokens in one has too few of its
+        genes to be embedded, so no method is scored on it.
     note
         A caveat to carry to every score.
 
@@ -248,6 +252,10 @@ def make_cell_split(
     if folds < 2:
         raise UserError(f"{folds} folds are too few", fix="ask for 2 at least")
     table, excluded = read_cells(cells, label=label, unit=unit)
+    known = tokenised(table, tokens or {})
+    untokenised = sorted(table.keys()[~known].tolist())
+    excluded |= {"too few genes of a vocabulary": len(untokenised)} if untokenised else {}
+    table = take_cells(table, known)
     source = next(iter(cells.values())) if len(cells) == 1 else None  # the file that errors name
     classes = sorted(set(table.label))
     if len(classes) < 2:
@@ -301,6 +309,7 @@ def make_cell_split(
         "class_sizes": {c: int((table.label == c).sum()) for c in classes},
         "n": len(table),
         "excluded": excluded,
+        "untokenised": untokenised,
         "folds": parts,
         "notes": notes,
     }

@@ -23,7 +23,7 @@ from cellformers.evaluate.classify import Features, FoldPrediction, predict_fold
 from cellformers.evaluate.finetuned import finetuned_cells
 from cellformers.evaluate.scores import check_kind, published_by_metric, write_score
 from cellformers.evaluate.splitfile import Split, cell_folds, cells_digest, read_split
-from cellformers.evaluate.tables import Cells, aligned_vectors, column_of, read_cells
+from cellformers.evaluate.tables import Cells, aligned_vectors, column_of, read_cells, take_cells
 from cellformers.folds import permuted, redrawn
 from cellformers.io.files import digest_arrays, digest_file, stamp, write_table
 from cellformers.revisions import REVISIONS
@@ -197,6 +197,7 @@ def evaluate_cells(
         raise UserError("a fine-tuned model has learnt the true labels", fix="leave --permute out")
     plan = read_split(split, task="cells")
     table, _ = read_cells(cells, label=plan.content["label"], unit=plan.unit)
+    table = take_cells(table, ~np.isin(table.keys().astype(str), plan.content.get("untokenised", [])))
     folds = cell_folds(plan, table, path=split)
     units, unit = _units(plan, table)
     notes = list(plan.content["notes"])

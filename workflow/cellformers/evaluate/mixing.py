@@ -17,7 +17,7 @@ from cellformers import metrics
 from cellformers.errors import UserError, did_you_mean
 from cellformers.evaluate import baselines, integration, mixing_metrics
 from cellformers.evaluate.scores import check_kind, published_by_metric, write_score
-from cellformers.evaluate.tables import Cells, aligned_vectors, read_cells
+from cellformers.evaluate.tables import Cells, aligned_vectors, read_cells, take_cells, tokenised
 from cellformers.folds import hash_order, permuted
 from cellformers.io.files import digest_arrays, stamp
 from cellformers.revisions import REVISIONS
@@ -29,13 +29,13 @@ MIN_BATCH = 10  # cells; fewer have no neighbourhoods to speak of
 RESAMPLED_AT_ONCE = 50
 
 
-def _rows(cells: Cells, rows: np.ndarray) -> Cells:
-    unit = None if cells.unit is None else cells.unit[rows]
-    return Cells(cells.dataset[rows], cells.cell_id[rows], cells.label[rows], unit)
-
-
 def _read(
-    cells: Mapping[str, Path], *, batch: str, label: str | None, unit: str | None
+    cells: Mapping[str, Path],
+    tokens: Mapping[str, Sequence[Path]],
+    *,
+    batch: str,
+    label: str | None,
+    unit: str | None,
 ) -> tuple[Cells, np.ndarray | None, dict[str, int]]:
     """Cells that have all that is asked for, with their batch as unit; their donors, object[n]; who was left out."""
     column = None if batch == DATASET else batch
@@ -47,13 +47,17 @@ def _read(
         if column is not None:
             excluded["no batch"] += stood_in
     table = Cells(table.dataset, table.cell_id, table.label, table.dataset if column is None else table.unit)
+    known = tokenised(table, tokens)
+    if not known.all():
+        excluded["too few genes of a vocabulary"] = int((~known).sum())
+        table = take_cells(table, known)
     if unit is None:
         return table, None, excluded
     placed, _ = read_cells(cells, label=unit)
     found = pd.Index(placed.keys()).get_indexer(pd.Index(table.keys()))
     kept = np.flatnonzero(found >= 0)
     excluded["no unit"] = len(table) - len(kept)
-    return _rows(table, kept), placed.label[found[kept]], excluded
+    return take_cells(table, kept), placed.label[found[kept]], excluded
 
 
 def _drawn(cells: Cells, *, max_cells: int, seed: int) -> tuple[np.ndarray, dict[str, int], list[str]]:
@@ -182,6 +186,7 @@ def measure_mixing(
     output: str | Path,
     label: str | None = None,
     unit: str | None = None,
+    tokens: Mapping[str, Sequence[Path]] | None = None,
     max_cells: int = MAX_CELLS,
     permute: bool = False,
     vocabulary: Path | None = None,
@@ -207,6 +212,8 @@ def measure_mixing(
         Column of what has to stay apart; None: only mixing is measured.
     unit
         Column of donors to resample for the interval of the iLISI; None: the batches.
+    tokens
+        Token shards by dataset, in all vocabularies of the benchmark: cells without tokens in one are left out.
     max_cells
         Of more cells than this so many are drawn by a hash of their names and the seed.
     permute
@@ -236,9 +243,9 @@ def measure_mixing(
         raise UserError(
             f"unknown features {features!r}", fix=did_you_mean(features, get_args(MixingFeatures))
         )
-    table, donors, excluded = _read(cells, batch=batch, label=label, unit=unit)
+    table, donors, excluded = _read(cells, tokens or {}, batch=batch, label=label, unit=unit)
     rows, drawn, notes = _drawn(table, max_cells=max_cells, seed=seed)
-    table, donors = _rows(table, rows), None if donors is None else donors[rows]
+    table, donors = take_cells(table, rows), None if donors is None else donors[rows]
     assert table.unit is not None
     batches, labels = table.unit, None if label is None else table.label
     _check(batches, labels, (batch, label), next(iter(cells.values())) if len(cells) == 1 else None)

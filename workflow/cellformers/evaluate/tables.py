@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cellformers.errors import UserError, did_you_mean
-from cellformers.io.files import open_parquet, read_json, read_table
+from cellformers.io.files import open_parquet, read_json, read_metadata, read_table
 from cellformers.io.names import strip_version
 from cellformers.selection import MISSING, as_text
 
@@ -97,6 +97,32 @@ def read_cells(
         parts.append((np.full(int(keep.sum()), dataset, dtype=object), ids[keep], labels[keep], units[keep]))
     joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return Cells(joined[0], joined[1], joined[2], joined[3] if unit else None), excluded
+
+
+def take_cells(cells: Cells, rows: np.ndarray) -> Cells:
+    """Some of the cells, by row number or mask."""
+    unit = None if cells.unit is None else cells.unit[rows]
+    return Cells(cells.dataset[rows], cells.cell_id[rows], cells.label[rows], unit)
+
+
+def tokenised(cells: Cells, tokens: Mapping[str, Sequence[Path]]) -> np.ndarray:
+    """Which cells have tokens in every vocabulary, bool[n]: the others have too few genes of one for any model.
+
+    Parameters
+    ----------
+    tokens
+        Token shards by dataset, of one vocabulary or of several; datasets without any are passed over.
+    """
+    result = np.ones(len(cells), dtype=bool)
+    for dataset, paths in tokens.items():
+        found: dict[str, list[np.ndarray]] = {}
+        for path in paths:
+            vocabulary = str(read_metadata(path).get("inputs", {}).get("vocabulary"))
+            found.setdefault(vocabulary, []).append(as_text(read_table(path, ["cell_id"])["cell_id"]))
+        own = np.flatnonzero(cells.dataset == dataset)
+        for parts in found.values():
+            result[own] &= pd.Index(np.concatenate(parts)).get_indexer(pd.Index(cells.cell_id[own])) >= 0
+    return result
 
 
 def column_of(cells: Cells, files: Mapping[str, Path], column: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from cellformers.config import Config
+from cellformers.report import words
 from cellformers.report.statements import statements
 
 
@@ -120,7 +121,7 @@ def from_config(
         ]
     models = {name: results / "models" / name for name in config.models}
     return ReportSpec(
-        title=title or f"Single-cell embeddings of {' and '.join(config.datasets)}",
+        title=title or f"Single-cell embeddings of {words.listing(list(config.datasets), 3)}",
         datasets=datasets,
         models={name: folder for name, folder in models.items() if (folder / "config.json").is_file()},
         verified={

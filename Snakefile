@@ -30,6 +30,7 @@ include: "workflow/rules/tokens.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/embed.smk"
+include: "workflow/rules/labels.smk"
 include: "workflow/rules/methods.smk"
 include: "workflow/rules/scoring.smk"
 include: "workflow/rules/evaluate.smk"
@@ -45,5 +46,4 @@ rule all:
         report="<results>/report.html",
         scores="<results>/benchmarks.tsv",
         embeddings=all_embeddings(),
-        columns=all_columns(),
-        more=[*all_states(), *all_predictions()],
+        more=[*all_columns(), *all_states(), *all_predictions()],

@@ -41,7 +41,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture(scope="session")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rehearsal")
-    simulate_deposits("all", folder / "simulated", seed=2026)
+    simulate_deposits(["all"], folder / "simulated", seed=2026)
     (folder / "config").symlink_to(ROOT / "config")
     return folder
 

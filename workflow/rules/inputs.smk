@@ -19,7 +19,8 @@ def doublet_options(wildcards):
 def qc_settings(wildcards):
     """What of the config QC depends on: Snakemake re-runs a job for its params only if they don't take `input`."""
     dataset = CONFIG.datasets[wildcards.dataset]
-    return f"{dataset.qc.model_dump_json()} {dataset.where} {dataset.max_cells} seed={CONFIG.seed}"
+    drawn = f"{dataset.max_cells} seed={CONFIG.seed}" if dataset.max_cells else ""
+    return f"{dataset.qc.model_dump_json()} {dataset.where} {drawn}"
 
 
 def benchmark_settings(*apart):

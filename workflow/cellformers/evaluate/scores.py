@@ -98,7 +98,8 @@ def _row(score: Mapping[str, Any], metric: str) -> dict[str, str]:
     entry, split = score["metrics"][metric], score["split"]
     published = (score["published"] or {}).get(metric, [])
     held = f" {split['unit']}" if split.get("unit") and split["kind"] == "held-out" else ""
-    names = split.get("names") or [f"fold {i + 1}" for i in range(len(entry["folds"]))]
+    folds = entry["folds"]  # none, where all predictions are pooled
+    names = (split.get("names") or [f"fold {i + 1}" for i in range(len(folds))])[: len(folds)]
     return {
         "benchmark": score["benchmark"],
         "task": score["task"],
@@ -113,9 +114,11 @@ def _row(score: Mapping[str, Any], metric: str) -> dict[str, str]:
         "high": _number(entry["high"]),
         "interval": score["interval"]["resampled"] or "",
         "n": str(score["n"]),
-        "folds": "; ".join(f"{k}={_number(v)}" for k, v in zip(names, entry["folds"], strict=True)),
+        "folds": "; ".join(f"{k}={_number(v)}" for k, v in zip(names, folds, strict=True)),
         "units": "; ".join(f"{k}={_number(v)}" for k, v in (entry.get("units") or {}).items()),
-        "published": "; ".join(_number(p["value"]) for p in published),
+        "published": "; ".join(
+            _number(p["value"]) + (f" ± {_number(p['sd'])}" if p.get("sd") else "") for p in published
+        ),
         "published_source": "; ".join(str(p.get("source", "")) for p in published),
     }
 
@@ -140,7 +143,7 @@ def _verdicts(group: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
 
 
 def summarise(scores: Sequence[str | Path], output: str | Path) -> list[dict[str, str]]:
-    """Write one row a benchmark, main metric and method, and return the rows.
+    """Write one row a benchmark, metric and method, and return the rows; the main metrics of a task come first.
 
     Rows are sorted by benchmark and metric, models and baselines by value, then controls and oracles. `note` says
     which method is best, whether a baseline beats every model, and what the split has to be told about.
@@ -164,15 +167,17 @@ def summarise(scores: Sequence[str | Path], output: str | Path) -> list[dict[str
             raise UserError(
                 f"the scores of {benchmark} come from different splits", fix="evaluate every method again"
             )
-        for metric in MAIN_METRICS[group[0]["task"]]:
-            group.sort(
+        task = group[0]["task"]
+        for metric in (*MAIN_METRICS[task], *EXTRA_METRICS[task]):
+            having = [s for s in group if s["metrics"].get(metric) is not None]
+            having.sort(
                 key=lambda s: (
                     max(KINDS.index(s["kind"]), 1),  # models and baselines compete in one list
                     -round(s["metrics"][metric]["value"], 4),
                     s["method"],
                 )
             )
-            for score, note in zip(group, _verdicts(group, metric), strict=True):
+            for score, note in zip(having, _verdicts(having, metric), strict=True):
                 rows.append(_row(score, metric) | {"note": note})
     lines = ["\t".join(COLUMNS)]
     lines += ["\t".join(" ".join(row[column].split()) for column in COLUMNS) for row in rows]

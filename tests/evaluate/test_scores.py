@@ -119,3 +119,27 @@ def test_scores_that_do_not_belong_together(tmp_path: Path) -> None:
     other = score("b", "n", "model", 0.5) | {"inputs": {"split": "sha256:2"}}
     with pytest.raises(UserError, match="different splits"):
         table(tmp_path, score("b", "m", "model", 0.5), other)
+
+
+def test_a_published_number_stands_beside_the_metric_it_is_of(tmp_path: Path) -> None:
+    """The token AUC of a fine-tuned model has rows of its own; methods without it have none there."""
+    published = published_by_metric(
+        [
+            {"metric": "auc_tokens", "value": 0.91, "sd": 0.02, "source": "a paper"},
+            {"metric": "auc_tokens", "value": 0.89, "sd": None, "source": "a brief"},
+        ],
+        task="genes",
+    )
+    tuned = score("dosage", "v1-finetuned", "model", 0.8, task="genes", published=published)
+    tuned["metrics"]["auc_tokens"] = {"value": 0.85, "low": 0.8, "high": 0.9, "folds": [0.84, 0.86]}
+    tuned["metrics"]["average_precision"] = {"value": 0.7, "low": None, "high": None, "folds": []}
+    rows = table(
+        tmp_path, tuned, score("dosage", "detection", "baseline", 0.6, task="genes", published=published)
+    )
+    assert [(r["metric"], r["method"]) for r in rows] == [
+        ("auc", "v1-finetuned"), ("auc", "detection"), ("auc_tokens", "v1-finetuned"),
+        ("average_precision", "v1-finetuned"),
+    ]  # fmt: skip
+    assert [r["published"] for r in rows] == ["", "", "0.9100 ± 0.0200; 0.8900", ""]
+    assert rows[2]["published_source"] == "a paper; a brief"
+    assert (rows[2]["folds"], rows[3]["folds"]) == ("d1=0.8400; d2=0.8600", "")

@@ -1,6 +1,6 @@
 # make demo   set up and run the quickstart; ends by saying where the report is
 # make test   set up, check style and types, run every test
-# make rehearsal   run the published benchmarks on small simulated deposits, about ten minutes
+# make rehearsal   run the published benchmarks on small simulated deposits, about a quarter of an hour
 # make clean  remove the results of the demo
 PYTHON ?= python3
 VENV ?= .venv

@@ -3,7 +3,7 @@
     make rehearsal
 
 Everything is fetched, verified, unpacked, read, joined, trained, scored and reported by the code that meets the real
-files. It takes ten minutes on two cores, so `make test` leaves it out.
+files. It takes about a quarter of an hour on two cores, so `make test` leaves it out.
 """
 
 import http.server

@@ -1,6 +1,7 @@
 # make demo   set up and run the quickstart; ends by saying where the report is
 # make test   set up, check style and types, run every test
 # make rehearsal   run the published benchmarks on small simulated deposits, about a quarter of an hour
+# make test-cluster   bring up a real Slurm on this machine (root, Debian) and run the demo's workflow through it
 # make clean  remove the results of the demo
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +14,7 @@ TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_PIN := $(shell grep '^torch==' envs/constraints.txt)
 
-.PHONY: demo test rehearsal lint install install-test clean
+.PHONY: demo test rehearsal test-cluster lint install install-test clean
 
 demo: install
 	$(BIN)/snakemake --cores $(CORES) --configfile config/config.yaml
@@ -25,6 +26,9 @@ test: install-test
 
 rehearsal: install-test
 	CORES=$(CORES) $(BIN)/pytest -q tests/rehearsal $(PYTEST_OPTIONS)
+
+test-cluster: install-test
+	CORES=$(CORES) $(BIN)/pytest -q tests/cluster $(PYTEST_OPTIONS)
 
 lint: install-test
 	$(BIN)/ruff check .

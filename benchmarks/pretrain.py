@@ -34,8 +34,9 @@ from transformers import BertConfig, BertForMaskedLM
 from cellformers.io.files import stamp, write_table
 from cellformers.models import layouts
 from cellformers.models.attention import choose
-from cellformers.models.batches import DTYPES, pick_device
+from cellformers.models.batches import DTYPES
 from cellformers.models.bert_config import Config
+from cellformers.models.devices import pick_device
 from cellformers.tokens import vocabulary_digest
 from cellformers.training.corpus import TokenStore, open_corpus
 from cellformers.training.curves import Curve

@@ -27,8 +27,6 @@ from typing import Any
 
 import numpy as np
 
-N_GENES = 33_000
-N_TYPES = 8
 CLI = ["-c", "from cellformers.cli import main; main()"]
 
 
@@ -146,48 +144,14 @@ def run(arguments: list[str]) -> tuple[float, float]:
 
 
 def simulate(path: str, folder: str, cells: str) -> None:
-    """Write an uncompressed float32 CSR h5ad, as scanpy does: 8 cell types, some 5,400 counts and 2,400 genes a cell.
-
-    Poisson counts around log-normal expression and depth. Only size and sparsity are meant to be realistic.
-    """
-    import h5py
-
+    """Write an uncompressed float32 CSR h5ad, as scanpy does: some 5,400 counts and 2,300 genes a cell."""
     from cellformers.genes import Vocabulary
+    from cellformers.simulate.large import N_GENES, write_large
 
-    n_cells, vocabulary = int(cells), Vocabulary.load(folder)
-    rng = np.random.default_rng(0)
+    vocabulary = Vocabulary.load(folder)
     known = set(vocabulary.aliases()["gene_id"].to_pylist()) - set(vocabulary.gene_ids)
     genes = sorted([*vocabulary.gene_ids, *sorted(known)][:N_GENES])
-    programs = rng.lognormal(0, 2.2, len(genes)) * rng.lognormal(0, 1, (N_TYPES, len(genes)))
-    programs /= programs.sum(1, keepdims=True)
-    text = h5py.string_dtype()
-    with h5py.File(path, "w") as file:
-        file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        x = file.create_group("X")
-        x.attrs.update(
-            {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, len(genes)]}
-        )
-        data = x.create_dataset("data", (0,), "f4", maxshape=(None,), chunks=(1 << 20,))
-        indices = x.create_dataset("indices", (0,), "i4", maxshape=(None,), chunks=(1 << 20,))
-        indptr = [0]
-        for start in range(0, n_cells, 500):
-            n = min(500, n_cells - start)
-            depths = np.clip(rng.lognormal(8.6, 0.5, n), 500, 60_000)
-            counts = rng.poisson(depths[:, None] * programs[rng.integers(0, N_TYPES, n)])
-            row, column = np.nonzero(counts)
-            for dataset, values in ((data, counts[row, column]), (indices, column)):
-                dataset.resize((indptr[-1] + len(row),))
-                dataset[indptr[-1] :] = values
-            indptr += (indptr[-1] + np.cumsum(np.bincount(row, minlength=n))).tolist()
-        x.create_dataset("indptr", data=np.array(indptr, np.int64))
-        for name, index in (("obs", [f"cell{i}" for i in range(n_cells)]), ("var", genes)):
-            frame = file.create_group(name)
-            frame.attrs.update(
-                {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"}
-            )
-            frame.attrs.create("column-order", [], dtype=text)
-            frame.create_dataset("_index", data=index, dtype=text)
-            frame["_index"].attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+    write_large(path, n_cells=int(cells), median_counts=5400, gene_ids=genes)
 
 
 def shares(counts: str, vocabulary: str, output: str, threads: str) -> None:

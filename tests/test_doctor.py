@@ -1,5 +1,6 @@
 """What the doctor says about devices and backends."""
 
+import os
 import sys
 
 import fake_engine
@@ -8,6 +9,7 @@ import torch
 
 from cellformers import doctor
 from cellformers.doctor import Finding, examine, report
+from cellformers.models import devices
 
 
 def backends():
@@ -56,6 +58,19 @@ def test_an_old_torch_is_told_how_to_get_varlen(monkeypatch):
     monkeypatch.setattr(attention, "VARLEN", "torch.nn.attention.nothing")
     _, text = backends()
     assert "install torch 2.10 or later" in text
+
+
+def test_gpus_are_free_or_claimed(monkeypatch, tmp_path):
+    gpus = [devices.Gpu(index, f"uuid-{index}", "NVIDIA H200", 140 << 30) for index in range(2)]
+    monkeypatch.setattr(devices, "FOLDER", tmp_path / "claims")
+    monkeypatch.setattr(devices, "_claims", {})
+    monkeypatch.setattr(devices, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(devices, "nvml_free_memory", lambda: {"uuid-0": 12 << 30, "uuid-1": 139 << 30})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    devices.claim(gpus[:1], 1, {})
+    text = report(doctor._devices())
+    assert "GPU 0: NVIDIA H200, 140 GiB, 12 GiB free, claimed by process " + str(os.getpid()) in text
+    assert "GPU 1: NVIDIA H200, 140 GiB, 139 GiB free, free to claim" in text
 
 
 def test_the_whole_examination_goes_through():

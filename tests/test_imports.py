@@ -12,7 +12,8 @@ ORDER = [
     "errors", "revisions", "progress", "resources", "config", "config_docs", "io", "vocabulary", "genes", "counts",
     "folds", "selection", "qc", "doublets", "histograms", "medians", "ranking", "tokens", "metrics", "vectors",
     "models", "registry", "deposits", "embedding", "gene_embedding", "occurrences", "summaries", "gather", "embed_file",
-    "api", "training", "verify", "evaluate", "simulate", "maps", "plots", "report", "doctor", "commands", "cli",
+    "api", "training", "verify", "evaluate", "simulate", "maps", "plots", "report", "provenance", "compare",
+    "doctor", "commands", "cli",
 ]  # fmt: skip
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cellformers import maps
 from cellformers.errors import UserError
-from cellformers.io.files import read_metadata, read_table
+from cellformers.io.files import digest_arrays, read_metadata, read_table
 from cellformers.maps import layout, principal_components, umap
 
 
@@ -54,6 +55,18 @@ def test_many_cells_are_subsampled_and_said(tmp_path: Path) -> None:
     assert ids != [f"cell{i}" for i in range(50)]
 
 
+def test_what_is_read_in_pieces_is_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maps, "ROWS", 7)
+    write_embeddings(tmp_path / "small.h5ad", 120)
+    whole = anndata.read_h5ad(tmp_path / "small.h5ad")
+    vectors = np.asarray(whole.obsm["X_small"])
+    names, shown, total, digest = maps._drawn(tmp_path / "small.h5ad", "small", max_cells=50, seed=3)
+    chosen = np.sort(np.random.default_rng(3).choice(120, 50, replace=False))
+    assert names.to_pylist() == whole.obs_names[chosen].tolist()
+    np.testing.assert_array_equal(shown, vectors[chosen])
+    assert (total, digest) == (120, digest_arrays(np.asarray(whole.obs_names, dtype=object), vectors))
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 14])
 def test_few_cells_get_principal_components(tmp_path: Path, n: int) -> None:
     write_embeddings(tmp_path / "small.h5ad", n)
@@ -93,7 +106,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no obsm\['X_smal'\]; did you mean 'X_small'"):
         umap(tmp_path / "small.h5ad", tmp_path / "a.parquet", name="smal")
     (tmp_path / "text.h5ad").write_text("no")
-    with pytest.raises(UserError, match="not a readable h5ad"):
+    with pytest.raises(UserError, match="not a readable HDF5 file"):
         umap(tmp_path / "text.h5ad", tmp_path / "a.parquet")
     broken = anndata.AnnData(obs=pd.DataFrame(index=["a"]), obsm={"X_nan": np.array([[np.nan, 1.0]])})
     broken.write_h5ad(tmp_path / "nan.h5ad")

@@ -1,4 +1,4 @@
-"""Devices and precisions, how cells are packed, and what happens when memory runs out."""
+"""Precisions, how cells are packed, and what happens when memory runs out."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,6 @@ from cellformers.models.batches import (
     Budget,
     Precision,
     packed,
-    pick_device,
     pick_precision,
     precision_name,
     worker_pool,
@@ -102,15 +101,6 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 def test_a_cell_that_does_not_fit_is_refused():
     with pytest.raises(UserError, match="8 tokens does not fit"):
         run(Budget(), most=7)
-
-
-def test_devices():
-    assert pick_device("cpu").type == "cpu"
-    with pytest.raises(UserError, match="give cpu or cuda"):
-        pick_device("cud")
-    if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="no CUDA device"):
-            pick_device("cuda")
 
 
 def test_precisions():

@@ -3,7 +3,8 @@
     cellformers --help
     cellformers tokenize --help
 
-A mistake of the user ends with one line on stderr and exit status 2, and leaves nothing half-written behind.
+A mistake of the user ends with one line on stderr and exit status 2, and leaves nothing half-written behind; so does a
+SIGTERM, with 143. An unfinished training, search or embed-file keeps what it goes on from.
 """
 
 import errno
@@ -28,6 +29,7 @@ from cellformers.commands import (
     mixing,
     models,
     pretraining,
+    provenance,
     searching,
     setup,
 )  # fmt: skip
@@ -43,7 +45,10 @@ app = typer.Typer(
 )
 GROUPS = (
     setup, downloads, counts, genes, models, pretraining, finetuning, searching, embedding, evaluation,
-    mixing,
+    mixing, provenance,
+)  # fmt: skip
+OF_THE_SYSTEM = (
+    *DISK_FULL, errno.EACCES, errno.EIO, errno.ENOENT, errno.EPERM, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT,
 )  # fmt: skip
 IN_PLACE = ("convert",)  # reads its input whole before the output takes its place, and loses nothing
 
@@ -91,7 +96,8 @@ for group in GROUPS:
 
 
 def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
-    """End as an exception would, so that temporary files are removed."""
+    """End as an exception would, so that temporary files are removed; a second signal must not disturb that."""
+    signal.signal(signum, signal.SIG_IGN)
     raise SystemExit(128 + signum)
 
 
@@ -124,8 +130,12 @@ def main() -> None:
         typer.main.get_command(app)()  # app() would put a hook of its own in place of ours
     except UserError as error:
         _fail(str(error), error.__cause__)
+    except SystemExit as end:
+        if end.code == 128 + signal.SIGTERM:
+            print("cellformers: stopped (SIGTERM)", file=sys.stderr, flush=True)
+        raise
     except OSError as error:
-        if error.errno not in (*DISK_FULL, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in OF_THE_SYSTEM:
             raise
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{os.strerror(error.errno)}", error)

@@ -48,19 +48,29 @@ def _devices() -> list[Finding]:
         ]
     findings = [Finding("ok", f"CPU with {os.cpu_count()} cores, {torch.get_num_threads()} threads in torch")]
     if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            device = torch.cuda.get_device_properties(index)
-            findings.append(
-                Finding(
-                    "ok",
-                    f"GPU {index}: {device.name}, {device.total_memory / 2**30:.0f} GiB (accelerator: cuda)",
-                )
-            )
+        findings += _gpus()
     elif shutil.which("nvidia-smi"):
         advice = "install the CUDA build: make demo TORCH=cuda, or pip install torch without the CPU index"
         findings.append(Finding("missing", "an NVIDIA driver is here, but this torch sees no GPU", advice))
     else:
         findings.append(Finding("note", "no NVIDIA GPU: models compute on the CPU (accelerator: cpu)"))
+    return findings
+
+
+def _gpus() -> list[Finding]:
+    """Each visible GPU, its free memory where there are several, and whether a job has claimed it."""
+    from cellformers.models.devices import claimed_by, free_memory, visible_gpus
+
+    findings = []
+    gpus = visible_gpus()
+    free = free_memory(gpus)
+    for gpu in gpus:
+        memory = f"{gpu.total / 2**30:.0f} GiB"
+        if gpu.key in free:
+            memory += f", {free[gpu.key] / 2**30:.0f} GiB free"
+        holder = claimed_by(gpu)
+        claim = "free to claim" if holder is None else f"claimed by process {holder}"
+        findings.append(Finding("ok", f"GPU {gpu.number}: {gpu.name}, {memory}, {claim} (accelerator: cuda)"))
     return findings
 
 

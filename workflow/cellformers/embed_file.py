@@ -5,7 +5,8 @@
 The result is a copy of the user's file with obsm["X_{name}"], a neighbour graph and a UMAP. Cells are embedded in
 blocks that are kept in `{output}.parts` until the result is whole, so that a run that was stopped goes on where it
 was; the time is estimated after the first block. A block is known by its tokens, the model and the options, so
-what was changed in between is computed anew.
+what was changed in between is computed anew. Vectors are copied a block at a time; of many cells the neighbours are
+searched among principal components.
 """
 
 import shutil
@@ -20,11 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cellformers.errors import UserError
-from cellformers.gather import check_name, in_order
+from cellformers.gather import Ordered, check_name, ordered
 from cellformers.io.files import atomic_path, digest_arrays, digest_file, open_parquet
 from cellformers.io.source import ReadOptions, open_counts
 from cellformers.progress import progress, say
 from cellformers.revisions import REVISIONS
+from cellformers.vectors import blocks as vector_blocks
+from cellformers.vectors import principal_components
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 BLOCK_CELLS = 512
 FEWEST_CELLS = 15  # of a neighbour graph worth the name
 NEIGHBOURS = 15
+EXACT = 8192  # of so many cells and more, neighbours are approximate, as scanpy's are
+WHOLE = 50_000  # of more cells, neighbours are searched among this many principal components:
+COMPONENTS = 50
 
 
 def embed_file(
@@ -63,7 +69,8 @@ def embed_file(
         As in `embedding.embed_cells`; mode None is cls where the vocabulary has <cls>, else cell.
     umap
         Also write neighbours (obsp and uns under `name`, as `scanpy.pp.neighbors(..., key_added=name)` has them) and
-        obsm["X_umap_{name}"].
+        obsm["X_umap_{name}"]. Of more than 50,000 cells neighbours are those in the first 50 principal components,
+        from two of which UMAP starts; uns says so.
 
     Cells that the file's own `filter_pass` excludes, and cells without a gene of the vocabulary, get NaN.
 
@@ -85,7 +92,6 @@ def embed_file(
     with open_counts(path, options=options) as source, _parts_folder(output) as parts:
         for note in source.notes:
             say(f"{path}: {note}", quiet=quiet)
-        cell_ids = source.cell_ids
         tokens = parts / "tokens.parquet"
         with progress("tokenize", source.n_cells, quiet=quiet) as advance:
             report = tokenize(
@@ -118,10 +124,18 @@ def embed_file(
                     say(
                         f"embed-file: about {minutes:.0f} minutes to go ({left} blocks of cells)", quiet=quiet
                     )
-        vectors = in_order(cell_ids, embedded)
+        vectors = ordered(source.names, embedded)
         graph = _neighbours(vectors, seed=seed) if umap else None
+        if graph is not None and graph.components:
+            say(
+                f"embed-file: neighbours and UMAP in {graph.components} principal components, as cells are many",
+                quiet=quiet,
+            )
         _write(path, output, vectors, graph, name=name, seed=seed, options=options)
-    say(f"{output}: {len(cell_ids):,} cells, obsm['X_{name}'] of width {vectors.shape[1]}", quiet=quiet)
+        say(
+            f"{output}: {vectors.n_cells:,} cells, obsm['X_{name}'] of width {vectors.embeddings.dim}",
+            quiet=quiet,
+        )
 
 
 def _check_output(path: Path, output: Path) -> None:
@@ -170,12 +184,14 @@ class Graph(NamedTuple):
     connectivities: "csr_matrix"
     umap: np.ndarray
     n_neighbours: int
+    components: int
+    """Principal components that neighbours were searched in; 0: the vectors themselves."""
 
 
 def _write(
     path: Path,
     output: Path,
-    vectors: np.ndarray,
+    vectors: Ordered,
     graph: Graph | None,
     *,
     name: str,
@@ -195,7 +211,7 @@ def _write(
             for group in ("obsm", "obsp", "uns"):
                 if group not in file:
                     write_elem(file, group, {})
-            _replace(file["obsm"], f"X_{name}", vectors)
+            _write_vectors(file["obsm"], f"X_{name}", vectors)
             if graph is not None:
                 _replace(file["obsm"], f"X_umap_{name}", graph.umap)
                 _replace(file["obsp"], f"{name}_distances", graph.distances)
@@ -209,7 +225,8 @@ def _write(
                         "n_neighbors": graph.n_neighbours,
                         "random_state": seed,
                         "use_rep": f"X_{name}",
-                    },
+                    }
+                    | ({"principal_components": graph.components} if graph.components else {}),
                 }
                 _replace(file["uns"], name, described)
 
@@ -235,19 +252,37 @@ def _replace(group: Any, key: str, value: Any) -> None:
     write_elem(group, key, value)
 
 
-def _neighbours(vectors: np.ndarray, *, seed: int) -> Graph | None:
+def _write_vectors(group: Any, key: str, vectors: Ordered) -> None:
+    """What `write_elem` makes of an array, block after block."""
+    if key in group:
+        del group[key]
+    table = group.create_dataset(key, shape=(vectors.n_cells, vectors.embeddings.dim), dtype=np.float32)
+    table.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    start = 0
+    for block in vectors.blocks():
+        table[start : start + len(block)] = block
+        start += len(block)
+
+
+def _neighbours(vectors: Ordered, *, seed: int) -> Graph | None:
     """Neighbours and UMAP by scanpy, over the cells that have a vector; None where these are too few."""
     import scanpy as sc
     from anndata import AnnData
     from scipy import sparse
 
-    n, rows = len(vectors), np.flatnonzero(np.isfinite(vectors[:, 0]))
+    n, rows = vectors.n_cells, vectors.rows
     if len(rows) < FEWEST_CELLS:
         return None
-    some = AnnData(obsm={"X": vectors[rows]})
+    many = len(rows) > WHOLE and vectors.embeddings.dim > COMPONENTS
+    if many:
+        some = AnnData(obsm={"X": principal_components(vectors.embeddings, COMPONENTS)})
+        some.obsm["start"] = some.obsm["X"][:, :2]
+    else:
+        some = AnnData(obsm={"X": np.concatenate(list(vector_blocks(vectors.embeddings, BLOCK_CELLS)))})
     neighbours = min(NEIGHBOURS, len(rows) - 1)
-    sc.pp.neighbors(some, use_rep="X", n_neighbors=neighbours, random_state=seed)
-    sc.tl.umap(some, random_state=seed)
+    search = _approximate(len(rows), neighbours, seed=seed) if len(rows) >= EXACT else None
+    sc.pp.neighbors(some, use_rep="X", n_neighbors=neighbours, random_state=seed, transformer=search)
+    sc.tl.umap(some, random_state=seed, init_pos="start" if many else "spectral")
     coordinates = np.full((n, 2), np.nan, np.float32)
     coordinates[rows] = some.obsm["X_umap"]
 
@@ -255,7 +290,27 @@ def _neighbours(vectors: np.ndarray, *, seed: int) -> Graph | None:
         graph = some.obsp[key].tocoo()
         return sparse.csr_matrix((graph.data, (rows[graph.row], rows[graph.col])), shape=(n, n))
 
-    return Graph(spread("distances"), spread("connectivities"), coordinates, neighbours)
+    return Graph(
+        spread("distances"), spread("connectivities"), coordinates, neighbours, COMPONENTS if many else 0
+    )
+
+
+def _approximate(n: int, neighbours: int, *, seed: int) -> Any:
+    """Nearest neighbour descent with the settings of scanpy and umap-learn.
+
+    scanpy 1.11 can't use what pynndescent 0.6 and later return, sparse arrays, so these are made matrices.
+    """
+    from pynndescent import PyNNDescentTransformer
+    from scipy import sparse
+
+    class Search(PyNNDescentTransformer):  # type: ignore[misc]
+        def fit_transform(self, X: np.ndarray, y: None = None, **parameters: Any) -> "csr_matrix":
+            return sparse.csr_matrix(super().fit_transform(X, y, **parameters))
+
+    trees, rounds = min(64, 5 + round(n**0.5 / 20)), max(5, round(float(np.log2(n))))
+    return Search(
+        n_neighbors=neighbours, metric="euclidean", metric_kwds={}, random_state=seed, n_trees=trees, n_iters=rounds,
+    )  # fmt: skip
 
 
 def _as_h5ad(path: Path, output: Path, options: ReadOptions | None) -> None:

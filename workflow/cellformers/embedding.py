@@ -21,8 +21,9 @@ from torch import Tensor
 from cellformers.errors import UserError, did_you_mean
 from cellformers.io.arrow import numbers, strings
 from cellformers.io.files import METADATA_KEY, atomic_path, read_metadata, stamp
-from cellformers.models.batches import Step, pick_device, pick_precision, precision_name, runner
+from cellformers.models.batches import Step, pick_precision, precision_name, runner
 from cellformers.models.checkpoints import read_config
+from cellformers.models.devices import pick_device
 from cellformers.models.directory import VOCABULARY, Model, open_model
 from cellformers.models.geneformer import Geneformer
 from cellformers.revisions import REVISIONS

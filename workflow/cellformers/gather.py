@@ -13,15 +13,17 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cellformers.errors import UserError, did_you_mean
-from cellformers.io.arrow import numbers
+from cellformers.io.arrow import as_numbers, numbers, strings
 from cellformers.io.files import METADATA_KEY, atomic_path, read_table, stamp
 from cellformers.revisions import REVISIONS
 from cellformers.selection import rows_of
@@ -37,11 +39,42 @@ ROWS = 1024  # of a row group, and of vectors in memory
 SUFFIXES = (".h5ad", ".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 
 
+@dataclass(frozen=True)
+class Ordered:
+    """The vectors on disk of the cells of a file, NaN for cells that no shard holds."""
+
+    embeddings: Embeddings
+    rows: Array
+    """int64[embedded cells], ascending: the cell of each vector."""
+    n_cells: int
+
+    def blocks(self, size: int = ROWS) -> Iterator[Array]:
+        """float32[size, dim] at a time, in the order of the cells; the last block may be shorter."""
+        held = np.empty((0, self.embeddings.dim), np.float32)
+        coming = blocks(self.embeddings, size)
+        for start in range(0, self.n_cells, size):
+            low, high = np.searchsorted(self.rows, (start, start + size))
+            while len(held) < high - low:
+                held = np.concatenate([held, next(coming)])
+            block = np.full((min(size, self.n_cells - start), self.embeddings.dim), np.nan, np.float32)
+            block[self.rows[low:high] - start] = held[: high - low]
+            held = held[high - low :]
+            yield block
+
+
+def ordered(names: pa.StringArray, shards: Sequence[str | Path]) -> Ordered:
+    """Vectors of the cells `names`, in their order, from embedding shards that hold some of them in the same order."""
+    embeddings = open_embeddings(shards)
+    rows = as_numbers(pc.index_in(embeddings.cell_ids, value_set=names)).astype(np.int64)
+    if (np.diff(rows) <= 0).any():
+        raise ValueError("the shards hold cells in another order")
+    return Ordered(embeddings, rows, len(names))
+
+
 def in_order(cell_ids: Array, shards: Sequence[str | Path]) -> Array:
     """Vectors of these cells from embedding shards, float32[n_cells, dim]; NaN for cells that no shard holds."""
     embeddings = open_embeddings(shards)
-    row_of = {cell: row for row, cell in enumerate(cell_ids)}
-    rows = np.array([row_of[cell] for cell in embeddings.cell_ids.to_pylist()], np.int64)
+    rows = as_numbers(pc.index_in(embeddings.cell_ids, value_set=strings(cell_ids)))
     result = np.full((len(cell_ids), embeddings.dim), np.nan, np.float32)
     start = 0
     for block in blocks(embeddings, ROWS):

@@ -4,22 +4,28 @@
 
 A map is for the eye only: distances and densities in it mean little, and no score is computed from it. UMAP runs on
 one thread from a fixed start, the first two principal components, so that the same cells give the same map on one
-machine with one set of library versions.
+machine with one set of library versions. Of many cells some are drawn; vectors are read a block at a time, so that
+memory depends on the cells on the map alone.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from cellformers.errors import UserError, did_you_mean
-from cellformers.io.files import digest_arrays, stamp, write_table
+from cellformers.io.arrow import numbers, strings
+from cellformers.io.files import Pieces, digest_arrays, stamp, write_table
 from cellformers.revisions import REVISIONS
 
 MAX_CELLS = 50_000
 COMPONENTS, NEIGHBOURS, MIN_DISTANCE = 50, 15, 0.3
+ROWS = 4096  # vectors read at a time
 MIN_CELLS = 15  # fewer have no neighbourhoods to speak of: their map is that of the principal components
 
 
@@ -84,24 +90,54 @@ def layout(X: np.ndarray, *, seed: int = 0) -> np.ndarray:
     return np.asarray(xy, dtype=np.float32)
 
 
-def _vectors(embeddings: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Names of the cells, object[n], and their vectors, float[n, dim]."""
-    import anndata
-
+def _drawn(
+    embeddings: Path, name: str, *, max_cells: int, seed: int
+) -> tuple[pa.StringArray, np.ndarray, int, str]:
+    """Names and vectors of the cells to show, string[n] and float[n, dim]; cells in all; the digest of all."""
     if not embeddings.is_file():
         raise UserError("no such file", path=embeddings)
     try:
-        data = anndata.read_h5ad(embeddings)
-    except (OSError, ValueError, KeyError) as error:
+        return _read(embeddings, name, max_cells=max_cells, seed=seed)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError("not a readable h5ad of embeddings", path=embeddings, fix="make it again") from error
+
+
+def _read(
+    embeddings: Path, name: str, *, max_cells: int, seed: int
+) -> tuple[pa.StringArray, np.ndarray, int, str]:
+    from cellformers.io.frames import Frame
+    from cellformers.io.hdf5 import child, open_hdf5
+
     key = f"X_{name}"
-    if key not in data.obsm:
-        raise UserError(f"has no obsm[{key!r}]", path=embeddings, fix=did_you_mean(key, data.obsm.keys()))
-    vectors = np.asarray(data.obsm[key])
-    if vectors.ndim != 2 or not len(vectors) or not np.isfinite(vectors).all():
-        raise UserError(f"obsm[{key!r}] is empty or not finite", path=embeddings, fix="embed the cells again")
-    ids = data.obs.get("cell_id", data.obs_names)
-    return np.asarray(ids, dtype=object), vectors
+    with closing(open_hdf5(embeddings)) as file:
+        there = list(child(file, "obsm") or ())
+        if key not in there:
+            raise UserError(f"has no obsm[{key!r}]", path=embeddings, fix=did_you_mean(key, there))
+        frame = Frame(file, "obs", embeddings)
+        ids = strings(frame.strings("cell_id") if "cell_id" in frame.columns else frame.index())
+        table = child(file, f"obsm/{key}")
+        if getattr(table, "ndim", 0) != 2 or len(table) != len(ids) or not len(ids):
+            raise UserError(
+                f"obsm[{key!r}] is empty or no matrix", path=embeddings, fix="embed the cells again"
+            )
+        chosen = np.arange(len(ids))
+        if len(ids) > max_cells:
+            chosen = np.sort(np.random.default_rng(seed).choice(len(ids), max_cells, replace=False))
+        vectors = np.empty((len(chosen), table.shape[1]), table.dtype)
+
+        def parts() -> Iterator[np.ndarray]:
+            for start in range(0, len(ids), ROWS):
+                part = table[start : start + ROWS]
+                if not np.isfinite(part).all():
+                    raise UserError(
+                        f"obsm[{key!r}] is not finite", path=embeddings, fix="embed the cells again"
+                    )
+                first, last = np.searchsorted(chosen, (start, start + ROWS))
+                vectors[first:last] = part[chosen[first:last] - start]
+                yield part
+
+        digest = digest_arrays(ids, Pieces(table.dtype, tuple(table.shape), parts()))
+        return ids.take(numbers(chosen)), vectors, len(ids), digest
 
 
 def umap(
@@ -135,14 +171,9 @@ def umap(
         If the file is missing, is not AnnData, lacks the embedding or holds values that are not finite.
     """
     embeddings = Path(embeddings)
-    ids, vectors = _vectors(embeddings, name or embeddings.stem)
-    digest = digest_arrays(ids, vectors)
-    total = len(ids)
-    if total > max_cells:
-        chosen = np.sort(np.random.default_rng(seed).choice(total, max_cells, replace=False))
-        ids, vectors = ids[chosen], vectors[chosen]
+    ids, vectors, total, digest = _drawn(embeddings, name or embeddings.stem, max_cells=max_cells, seed=seed)
     xy = layout(vectors, seed=seed)
-    parameters = {
+    parameters: dict[str, Any] = {
         "method": "umap" if len(ids) >= MIN_CELLS else "principal components",
         "seed": seed,
         "max_cells": max_cells,
@@ -152,7 +183,7 @@ def umap(
     }
     table = pa.table(
         {
-            "cell_id": pa.array([str(i) for i in ids], pa.string()),
+            "cell_id": ids,
             "umap_1": pa.array(xy[:, 0], pa.float32()),
             "umap_2": pa.array(xy[:, 1], pa.float32()),
         }

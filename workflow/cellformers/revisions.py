@@ -30,5 +30,6 @@ REVISIONS = {
     "evaluate": 2,
     "mixing": 1,
     "summarize": 2,
+    "provenance": 1,
     "report": 2,
 }

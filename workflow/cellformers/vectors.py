@@ -179,3 +179,25 @@ def blocks(embeddings: Embeddings, rows: int) -> Iterator[Array]:
             n += len(rest)
     if n:
         yield np.concatenate(waiting)
+
+
+def principal_components(embeddings: Embeddings, n: int) -> Array:
+    """The first `n` principal components of all vectors, float32[cells, n], in two passes over the files.
+
+    The sign of a component is that which makes its largest loading positive. Memory: that of the result.
+    """
+    sums, products = np.zeros(embeddings.dim), np.zeros((embeddings.dim, embeddings.dim))
+    for block in blocks(embeddings, ROWS):
+        wide = block.astype(np.float64)
+        sums += wide.sum(axis=0)
+        products += wide.T @ wide
+    mean = sums / len(embeddings)
+    _, found = np.linalg.eigh(products - len(embeddings) * np.outer(mean, mean))
+    axes = found[:, ::-1][:, :n]
+    axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])] < 0, -1.0, 1.0)
+    result = np.empty((len(embeddings), axes.shape[1]), np.float32)
+    start = 0
+    for block in blocks(embeddings, ROWS):
+        result[start : start + len(block)] = (block.astype(np.float64) - mean) @ axes
+        start += len(block)
+    return result

@@ -21,9 +21,10 @@ from torch import Tensor
 from cellformers.errors import UserError
 from cellformers.io.files import temporary_folder, write_json
 from cellformers.models.attention import available_backends, choose
-from cellformers.models.batches import pick_device, pick_precision, precision_name
+from cellformers.models.batches import pick_precision, precision_name
 from cellformers.models.bert_config import Config
 from cellformers.models.checkpoints import load, read_config
+from cellformers.models.devices import pick_device
 from cellformers.models.directory import VOCABULARY, check_fit, convert, model_digest
 from cellformers.models.geneformer import Geneformer
 from cellformers.models.heads import CellHead, GeneHead, MaskedHead

@@ -27,6 +27,9 @@ shell.prefix(f"export PATH=$PATH:{shlex.quote(str(Path(sys.executable).parent))}
 # Unset on a CPU: some executors take the mere presence of a GPU resource, even 0, for a request.
 GPU_ENV = "../../envs/gpu.yaml" if CONFIG.accelerator == "cuda" else "../../envs/cpu.yaml"
 GPU = {"gpu": 1, "gpu_manufacturer": "nvidia"} if CONFIG.accelerator == "cuda" else {}
+# On a CPU sums in another order would give other weights, which must not depend on --cores; beside a GPU the second
+# thread prepares batches.
+TRAINING_THREADS = 2 if CONFIG.accelerator == "cuda" else 1
 VOCABULARY_FILES = ["tokens.parquet", "aliases.parquet", "vocabulary.json"]
 MODEL_FILES = [
     "config.json",

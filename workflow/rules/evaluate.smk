@@ -38,20 +38,21 @@ rule finetune_fold:
         benchmark=one_of(benchmarks_by(CellBenchmark)),
     conda:
         GPU_ENV
-    # one thread, as for pretraining
-    threads: 1
+    threads: TRAINING_THREADS
     resources:
         **GPU,
         mem_mb=memory(6000, 10),
         runtime=minutes(480),
     params:
         revision=REVISIONS["finetune"],
+        launcher=launcher,
         folder=subpath(output.training, parent=True),
         model=folder_of("model"),
         sources=fold_sources,
         options=fold_options,
     shell:
-        "cellformers finetune {params.sources} --model {params.model} --split-file {input.split} {params.options} "
+        "{params.launcher}cellformers finetune {params.sources} --model {params.model} "
+        "--split-file {input.split} {params.options} "
         "--threads {threads} -o {params.folder} 2> {log}"
 
 

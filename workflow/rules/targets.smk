@@ -28,3 +28,7 @@ rule embed:
         all_embeddings(),
         all_states(),
         all_columns(),
+
+
+# every rule is there
+include: "executors.smk"

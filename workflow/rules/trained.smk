@@ -1,6 +1,12 @@
 # Input and parameter functions of the rules that train, and of those that use what was trained.
 
 
+def launcher(wildcards, resources):
+    """What stands before a command that trains: torchrun where several GPUs are asked for, a process for each."""
+    n = resources.get("gpu") if CONFIG.accelerator == "cuda" else None
+    return f"torchrun --standalone --nproc-per-node {n} --no-python " if isinstance(n, int) and n > 1 else ""
+
+
 def tokens_of(datasets, model):
     """Token shards of datasets in the vocabulary of a model, in order."""
     return [

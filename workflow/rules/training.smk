@@ -18,21 +18,21 @@ rule pretrain_model:
         "<benchmarks>/models/{pretrained}/pretrain.tsv"
     conda:
         GPU_ENV
-    # one thread: sums in another order give other weights, which must not depend on --cores
-    threads: 1
+    threads: TRAINING_THREADS
     resources:
         **GPU,
         mem_mb=memory(6000, 10),
         runtime=minutes(240),
     params:
         revision=REVISIONS["pretrain"],
+        launcher=launcher,
         folder=subpath(output.config, parent=True),
         vocabulary=folder_of("vocabulary"),
         start=start_option,
         options=pretrain_options,
     shell:
-        "cellformers pretrain {input.tokens} --vocabulary {params.vocabulary} {params.start} {params.options} "
-        "--threads {threads} -o {params.folder} 2> {log}"
+        "{params.launcher}cellformers pretrain {input.tokens} --vocabulary {params.vocabulary} {params.start} "
+        "{params.options} --threads {threads} -o {params.folder} 2> {log}"
 
 
 rule finetune_model:
@@ -52,20 +52,20 @@ rule finetune_model:
         "<benchmarks>/models/{finetuned}/finetune.tsv"
     conda:
         GPU_ENV
-    # one thread, as for pretraining
-    threads: 1
+    threads: TRAINING_THREADS
     resources:
         **GPU,
         mem_mb=memory(6000, 10),
         runtime=minutes(480),
     params:
         revision=REVISIONS["finetune"],
+        launcher=launcher,
         folder=subpath(output.config, parent=True),
         model=folder_of("model"),
         sources=finetune_sources,
         options=finetune_options,
     shell:
-        "cellformers finetune {params.sources} --model {params.model} {params.options} "
+        "{params.launcher}cellformers finetune {params.sources} --model {params.model} {params.options} "
         "--threads {threads} -o {params.folder} 2> {log}"
 
 

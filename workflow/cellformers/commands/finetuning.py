@@ -250,14 +250,18 @@ def finetune(
     """Fine-tune a model to classify cells or genes; writes a model folder with predictions and scores.
 
     Labels and tokens of several datasets are given as NAME=PATH. An interrupted training goes on where it was when the
-    same command is given again.
+    same command is given again. For several GPUs: torchrun --nproc-per-node 4 -m cellformers.cli finetune ...
+    --accelerator cuda.
 
     Example: cellformers finetune tokens/*.parquet --model models/v1-10m --labels cells.parquet --label cell_type
     --unit donor -o models/types
     """
     given = dict(locals())
     from cellformers.progress import progress, say
+    from cellformers.training import distributed
     from cellformers.training.finetune import finetune as run
+
+    quiet = quiet or distributed.rank() > 0
 
     line = "\r\033[2K" if sys.stderr.isatty() else ""
     with progress("finetune", None, unit="steps", quiet=quiet) as advance:

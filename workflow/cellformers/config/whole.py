@@ -35,7 +35,7 @@ from cellformers.resources import resource
 
 RESERVED = (
     "benchmarks", "corpora", "deposits", "figures", "labels", "logs", "models", "runtime", "simulated", "tables",
-    "vocabularies", "benchmarks.tsv", "config.yaml", "report.html",
+    "vocabularies", "benchmarks.tsv", "config.yaml", "provenance.json", "report.html",
 )  # fmt: skip
 METHODS = (
     *dict.fromkeys([*get_args(CellBaseline), *get_args(GeneBaseline), *get_args(MixingBaseline)]),

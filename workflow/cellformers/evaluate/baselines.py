@@ -4,13 +4,13 @@ Cells: `pca_hvg` (log counts of 2,000 highly variable genes, 50 principal compon
 the 2,000 highest expressed genes). What is fitted is fitted on the training cells of the fold. Memory: 8 bytes a count
 other than zero of the cells of the benchmark, twice that while they are read (a million cells of 2,000 genes: 16 and
 32 GB), and for each fold computed at a time 16 kB a cell for the features of `log_counts`, 400 bytes for those of
-`pca_hvg`, each three times in the classifier.
+`pca_hvg`, each three times in the classifier. Where labels of many cells are predicted it is bounded (`large`).
 Genes: `mean_expression`, `detection` (share of cells with a count) and `coexpression_pca` (loadings of the genes in a
 PCA of the log counts); none of them sees a label, so they are computed over all cells once.
 Log counts are log(1 + 10,000 × count / n_counts), n_counts over all features of the cell.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from sklearn.decomposition import PCA
 from cellformers.counts import canonical_blocks
 from cellformers.errors import UserError
 from cellformers.evaluate.tables import Cells, locate
+from cellformers.io.arrow import as_strings
 from cellformers.io.files import digest_arrays
 from cellformers.io.source import open_counts
 
@@ -52,6 +53,10 @@ class Counts:
             for start in range(0, X.nnz, PIECE)
         ]
         return digest_arrays(self.genes, X.indptr.astype(np.int64), self.totals, pieces)
+
+    def __getitem__(self, rows: np.ndarray) -> "Counts":
+        """Those of some cells."""
+        return Counts(self.X[rows], self.genes, self.totals[rows])
 
     def log(self, genes: np.ndarray | None = None) -> sp.csr_matrix:
         """Log counts float64 [cells, genes] of all or of some gene columns."""
@@ -111,6 +116,26 @@ def read_counts(
     wanted = None if cells is None else pd.Index(cells)
     ids: list[np.ndarray] = []
     blocks: list[sp.csr_matrix] = []
+    genes = None
+    for names, counts in count_blocks(paths, vocabulary=vocabulary, wanted=wanted):
+        genes = counts.genes
+        ids.append(names)
+        blocks.append(counts.X)
+    assert genes is not None
+    names = np.concatenate(ids)
+    repeated = pd.Index(names).duplicated()
+    if repeated.any():
+        raise UserError(
+            f"cell {names[repeated][0]!r} is in two of the shards", path=paths[0], fix="give each once"
+        )
+    X = sp.vstack(blocks, format="csr") if blocks else sp.csr_matrix((0, len(genes)), dtype=np.int32)
+    return names, Counts(X, genes, np.asarray(X.sum(axis=1, dtype=np.int64)).ravel())
+
+
+def count_blocks(
+    paths: Sequence[Path], *, vocabulary: Path | None = None, wanted: pd.Index | None = None
+) -> Iterator[tuple[np.ndarray, Counts]]:
+    """Names and counts of some cells at a time, as `read_counts` has them; blocks may hold no cell."""
     features = genes = membership = None
     for path in map(Path, paths):
         if not path.is_file():
@@ -121,25 +146,14 @@ def read_counts(
                 genes, membership = _membership(features, source.feature_symbols, vocabulary)
             elif not np.array_equal(features, source.feature_ids):
                 raise UserError("has other features than the shards before it", path=path, fix="ingest again")
-            keep = np.ones(source.n_cells, dtype=bool)
-            if wanted is not None:
-                keep = np.asarray(pd.Index(source.cell_ids).isin(wanted))
-            ids.append(source.cell_ids[keep])
+            assert genes is not None
             for block in canonical_blocks(source):
-                rows = np.flatnonzero(keep[block.start : block.start + block.n_cells])
+                names = as_strings(source.names.slice(block.start, block.n_cells))
+                rows = np.arange(len(names)) if wanted is None else np.flatnonzero(pd.Index(names).isin(wanted))
                 shape = (block.n_cells, len(features))
-                if len(rows):
-                    X = sp.csr_matrix((block.data, block.indices, block.indptr), shape=shape)[rows]
-                    blocks.append(_summed(X, membership))
-    assert genes is not None
-    names = np.concatenate(ids)
-    repeated = pd.Index(names).duplicated()
-    if repeated.any():
-        raise UserError(
-            f"cell {names[repeated][0]!r} is in two of the shards", path=paths[0], fix="give each once"
-        )
-    X = sp.vstack(blocks, format="csr") if blocks else sp.csr_matrix((0, len(genes)), dtype=np.int32)
-    return names, Counts(X, genes, np.asarray(X.sum(axis=1, dtype=np.int64)).ravel())
+                X = sp.csr_matrix((block.data, block.indices, block.indptr), shape=shape)[rows]
+                X = _summed(X, membership)
+                yield names[rows], Counts(X, genes, np.asarray(X.sum(axis=1, dtype=np.int64)).ravel())
 
 
 def _membership(
@@ -271,10 +285,17 @@ def pca_hvg(
     counts: Counts, train: np.ndarray, test: np.ndarray, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Principal components of highly variable genes, float64[rows, 50]; genes and axes from the training cells."""
-    genes = _dispersed(*_moments(counts, train))
+    genes, transform = fit_pca_hvg(counts, train, seed=seed)
     chosen = counts.log(genes)
-    model = _fit_pca(chosen[train], seed)
-    return model.transform(chosen[train]), model.transform(chosen[test])
+    return transform(chosen[train]), transform(chosen[test])
+
+
+def fit_pca_hvg(
+    counts: Counts, train: np.ndarray, *, seed: int
+) -> tuple[np.ndarray, Callable[[sp.csr_matrix], np.ndarray]]:
+    """Columns of the highly variable genes of training cells, and log counts of these genes -> their components."""
+    genes = _dispersed(*_moments(counts, train))
+    return genes, _fit_pca(counts.log(genes)[train], seed).transform
 
 
 def highest(mean: np.ndarray, detected: np.ndarray, n_cells: int) -> np.ndarray:
@@ -295,13 +316,17 @@ def highest(mean: np.ndarray, detected: np.ndarray, n_cells: int) -> np.ndarray:
 
 def log_counts(counts: Counts, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Log counts float64[rows, up to 2,000] of the genes of highest mean in training, seen in 10 of its cells."""
+    chosen = counts.log(fit_log_counts(counts, train))
+    return chosen[train].toarray(), chosen[test].toarray()
+
+
+def fit_log_counts(counts: Counts, train: np.ndarray) -> np.ndarray:
+    """Columns of the genes of `log_counts`: int64[up to 2,000]."""
     total, detected = np.zeros(counts.X.shape[1]), np.zeros(counts.X.shape[1], dtype=np.int64)
     for block in _by_block(counts, train):
         total += np.bincount(block.indices, weights=np.log1p(block.data), minlength=len(total))
         detected += np.bincount(block.indices, minlength=len(total))
-    genes = highest(total, detected, len(train))
-    chosen = counts.log(genes)
-    return chosen[train].toarray(), chosen[test].toarray()
+    return highest(total, detected, len(train))
 
 
 def mean_expression(counts: Counts) -> np.ndarray:

@@ -100,17 +100,27 @@ def choose_penalty(X: np.ndarray, y: np.ndarray, folds: Inner, n_classes: int) -
     if not folds:
         return PENALTIES[len(PENALTIES) // 2]
     parts = [(standardise(X[a], X[b]), y[a], y[b], _model(1e-3)) for a, b in folds]
-    best, least = PENALTIES[0], np.inf
-    for penalty in PENALTIES:
-        loss = 0.0
+
+    def loss(penalty: float) -> float:
+        total = 0.0
         for (inside, outside), known, truth, model in parts:
             probability = _probability(_fit(model, inside, known, penalty), outside, n_classes)
             true = probability[np.arange(len(truth)), truth]
-            loss -= float(np.log(np.maximum(true, 1e-6)).mean())
-        if loss > least:
+            total -= float(np.log(np.maximum(true, 1e-6)).mean())
+        return total
+
+    return least_loss(loss)
+
+
+def least_loss(loss: Callable[[float], float]) -> float:
+    """The penalty of least loss, tried from strong to weak until the loss rises; the strongest among equals."""
+    best, least = PENALTIES[0], np.inf
+    for penalty in PENALTIES:
+        found = loss(penalty)
+        if found > least:
             break
-        if loss < least:
-            best, least = penalty, loss
+        if found < least:
+            best, least = penalty, found
     return best
 
 

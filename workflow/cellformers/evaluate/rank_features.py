@@ -3,10 +3,11 @@
 A cell's tokens are its genes in descending order of count over median. The first has 1, the last of n has 1 / n, a
 gene that is not among them 0; special tokens are no genes. Of the 2,000 genes whose mean is highest in the training
 cells, a classifier gets these numbers. Memory: 8 bytes a token of the cells of the benchmark, twice that while they
-are read, and 16 kB a cell for the features of a fold, three times in the classifier.
+are read, and 16 kB a cell for the features of a fold, three times in the classifier; of many cells it is bounded
+(`large`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,14 +78,10 @@ def _read(
     index = pd.Index(wanted)
     ids: list[np.ndarray] = []
     blocks: list[sp.csr_matrix] = []
-    for path in paths:
-        check_vocabulary(path, vocabulary)
-        for batch in read_tokens(path):
-            if len(batch.tokens) and int(batch.tokens.max()) >= vocabulary.size:
-                raise UserError("holds tokens that the vocabulary lacks", path=path, fix="tokenize again")
-            keep = np.asarray(pd.Index(batch.cell_ids).isin(index))
-            ids.append(batch.cell_ids[keep])
-            blocks.append(normalised_ranks(batch, keep, vocabulary))
+    for batch in _batches(paths, vocabulary):
+        keep = np.asarray(pd.Index(batch.cell_ids).isin(index))
+        ids.append(batch.cell_ids[keep])
+        blocks.append(normalised_ranks(batch, keep, vocabulary))
     names = np.concatenate(ids) if ids else np.empty(0, dtype=object)
     repeated = pd.Index(names).duplicated()
     if repeated.any():
@@ -94,10 +91,33 @@ def _read(
     return names, sp.vstack(blocks, format="csr") if blocks else sp.csr_matrix((0, len(vocabulary.token_ids)))
 
 
+def _batches(paths: Sequence[Path], vocabulary: Vocabulary) -> Iterator[TokenBatch]:
+    """Tokens of some cells at a time, all of them in the vocabulary."""
+    for path in paths:
+        check_vocabulary(path, vocabulary)
+        for batch in read_tokens(path):
+            if len(batch.tokens) and int(batch.tokens.max()) >= vocabulary.size:
+                raise UserError("holds tokens that the vocabulary lacks", path=path, fix="tokenize again")
+            yield batch
+
+
+def rank_blocks(
+    paths: Sequence[Path], vocabulary: Path | None
+) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
+    """Names and ranks of all cells of tokens files, some at a time."""
+    known = Vocabulary.load(str(vocabulary))
+    for batch in _batches(paths, known):
+        yield batch.cell_ids, normalised_ranks(batch, np.ones(len(batch.cell_ids), bool), known)
+
+
+def highest_ranks(fitted: sp.csr_matrix) -> np.ndarray:
+    """Columns of the genes of highest mean rank among training cells, seen in 10 of them: int64[up to 2,000]."""
+    total = np.bincount(fitted.indices, weights=fitted.data, minlength=fitted.shape[1])
+    detected = np.bincount(fitted.indices, minlength=fitted.shape[1])
+    return highest(total, detected, fitted.shape[0])
+
+
 def rank_only(ranks: sp.csr_matrix, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ranks float64[rows, up to 2,000] of the genes of highest mean in training, seen in 10 of its cells."""
-    fitted = ranks[train]
-    total = np.bincount(fitted.indices, weights=fitted.data, minlength=ranks.shape[1])
-    detected = np.bincount(fitted.indices, minlength=ranks.shape[1])
-    chosen = ranks[:, highest(total, detected, len(train))]
+    chosen = ranks[:, highest_ranks(ranks[train])]
     return chosen[train].toarray().astype(np.float64), chosen[test].toarray().astype(np.float64)

@@ -11,10 +11,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +23,17 @@ import pyarrow.parquet as pq
 
 from cellformers import __version__
 from cellformers.errors import DISK_FULL, UserError
+from cellformers.io.pages import asked_for, most
 
 METADATA_KEY = b"cellformers"
 NAMES_AT_ONCE = 1 << 16
+MAX_JSON = 256 << 20  # the split of a million cells into five folds has half of it
+MAX_NODES = 4_000_000  # lists and objects in a JSON file
+# What code raises over files that are damaged, or no files of its kind at all.
+DAMAGES = (
+    pa.ArrowException, ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, OSError,
+    RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 def _alive(pid: int) -> bool:
@@ -175,14 +183,45 @@ def write_json(value: Any, path: str | Path) -> None:
     write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
 
 
-def read_json(path: str | Path) -> Any:
-    """Read JSON; UserError where the file is missing or not JSON."""
+@contextmanager
+def whole(path: str | Path, *, fix: str = "make it again") -> Iterator[None]:
+    """Within it, whatever the content of a damaged or foreign file makes the code stumble over is said of the file.
+
+    For the reading of files that somebody else may have made or changed, and for nothing else: a mistake in the code
+    of the block is said of the file as well.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError("no such file", path=path) from None
+        yield
+    except DAMAGES as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
+        text = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"damaged, or another file than expected ({text})", path=path, fix=fix) from error
+
+
+def check_plain(path: str | Path) -> Path:
+    """The path of a file; UserError where there is none, or a folder, a pipe or a device in its place."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError("is no plain file" if path.exists() else "no such file", path=path)
+    return path
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON; UserError where the file is missing, not JSON, or larger than any that this package makes."""
+    path = check_plain(path)
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise ValueError(f"it has more than {MAX_JSON >> 20} MiB")
+        content = path.read_bytes()
+        if content.count(b"{") + content.count(b"[") > MAX_NODES:
+            raise ValueError(f"it has more than {MAX_NODES:,} lists and objects")
+        value = json.loads(content.decode("utf-8"))
+        if b"\\ud" in content.lower():  # halves of characters can't be written anywhere
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"not readable as JSON ({error})", path=path) from error
+    return value
 
 
 def write_table(table: pa.Table, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
@@ -195,20 +234,26 @@ def write_table(table: pa.Table, path: str | Path, metadata: Mapping[str, Any] |
 
 
 def open_parquet(path: str | Path) -> pq.ParquetFile:
-    """Open a Parquet file; UserError where it is missing or not Parquet."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError("no such file", path=path)
+    """Open a Parquet file; UserError where it is missing, not Parquet, or a column of it unpacks to no end."""
+    path = check_plain(path)
     try:
         # pre-buffering would keep the whole compressed file in memory while its row groups are read one by one
-        return pq.ParquetFile(path, pre_buffer=False)
-    except (pa.ArrowInvalid, OSError) as error:
+        file = pq.ParquetFile(path, pre_buffer=False)
+    except DAMAGES as error:
         raise UserError("not a readable Parquet file (truncated?)", path=path, fix="make it again") from error
+    try:
+        with whole(path):
+            asked_for(path, file)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def read_table(path: str | Path, columns: list[str] | None = None) -> pa.Table:
     """Read a Parquet table; UserError where it is missing, broken or lacks one of `columns`."""
-    with open_parquet(path) as file:
+    path = Path(path)
+    with open_parquet(path) as file, whole(path):
         for column in columns or ():
             if column not in file.schema_arrow.names:
                 raise UserError(
@@ -216,14 +261,28 @@ def read_table(path: str | Path, columns: list[str] | None = None) -> pa.Table:
                     path=path,
                     fix=f"columns are {', '.join(file.schema_arrow.names)}",
                 )
-        return file.read(columns=columns)
+        asked = asked_for(path, file)
+        total = sum(asked.get(column, 0) for column in (asked if columns is None else set(columns)))
+        if total > most(path.stat().st_size):
+            raise ValueError(f"it would take {total / 1e9:.1f} GB of memory")
+        table = file.read(columns=columns)
+        table.validate(full=True)
+        return table
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """The metadata that `write_table` put into a Parquet file; {} where there is none."""
     with open_parquet(path) as file:
         raw = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
-    return {} if raw is None else json.loads(raw)
+    if raw is None:
+        return {}
+    with whole(path):
+        found = json.loads(raw)
+        if not isinstance(found, dict) or not all(
+            isinstance(found.get(key, {}), dict) for key in ("inputs", "parameters")
+        ):
+            raise ValueError("its metadata is not of this package")
+        return found
 
 
 def stamp(
@@ -245,16 +304,30 @@ def digest_file(path: str | Path) -> str:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class Pieces(NamedTuple):
+    """An array of numbers of which some rows at a time are in memory, for `digest_arrays`."""
+
+    dtype: "np.dtype[Any]"
+    shape: tuple[int, ...]
+    parts: Iterable["np.ndarray[Any, Any]"]
+
+
 def digest_arrays(*arrays: Any) -> str:
     """sha256 of arrays' contents in order (strings as UTF-8, numbers as little-endian), as "sha256:<hex>".
 
-    Arrow string arrays are taken in pieces, so that a million names cost no memory; the digest is that of the same
-    strings in a list.
+    Arrow string arrays and `Pieces` are taken bit by bit, so that a million names or vectors cost no memory; the
+    digest is that of the same strings in a list, or of the whole array.
     """
     sha = hashlib.sha256()
     for array in arrays:
         if isinstance(array, pa.StringArray):
             _add_names(sha, array)
+            continue
+        if isinstance(array, Pieces):
+            dtype = np.dtype(array.dtype).newbyteorder("<")
+            sha.update(f"{dtype.str}{array.shape}:".encode())
+            for part in array.parts:
+                sha.update(_bytes(np.ascontiguousarray(part, dtype=dtype)))
             continue
         values = np.asarray(array)
         if values.dtype.kind in "OUST":
@@ -263,8 +336,13 @@ def digest_arrays(*arrays: Any) -> str:
         else:
             little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
             sha.update(f"{little.dtype.str}{little.shape}:".encode())
-            sha.update(little.tobytes())
+            sha.update(_bytes(little))
     return "sha256:" + sha.hexdigest()
+
+
+def _bytes(array: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """The bytes of an array in one piece, which are not copied."""
+    return array.reshape(-1).view(np.uint8)
 
 
 def _add_names(sha: "hashlib._Hash", names: pa.StringArray) -> None:

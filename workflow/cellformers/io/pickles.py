@@ -1,11 +1,14 @@
 """Dictionaries out of pickles that were downloaded, without running what a pickle can ask for.
 
-A pickle is a program: it may import any function and call it. This unpickler knows two functions, the ones a numpy
-scalar is made of, and has its own harmless versions of both; everything else is refused by name. What comes out is a
-dict of str to int, float or str (`read_dictionary`), or to lists of str (`read_lists`).
+A pickle is a program: it may import any function and call it, and ask for any amount of memory. This unpickler reads
+its opcodes first, and refuses all but those of builtin containers and numbers. It knows two functions, the ones a
+numpy scalar is made of, and has its own harmless versions of both; everything else is refused by name. What comes out
+is a dict of str to int, float or str (`read_dictionary`), or to lists of str (`read_lists`).
 """
 
+import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,26 @@ import numpy as np
 
 from cellformers.errors import UserError
 
-MAX_BYTES = 256 << 20
+MAX_BYTES = 64 << 20  # published ones have up to 4 MB
+MAX_OBJECTS = 2_000_000  # containers and numpy scalars: some hundred bytes each, from a few bytes of the file
 _FIX = "use the dictionaries as published"
+
+# What dictionaries, lists, tuples and sets of numbers and names are made of, in any protocol.
+_OPCODES = frozenset(
+    """
+    PROTO FRAME STOP MARK POP POP_MARK
+    PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
+    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+    STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8
+    EMPTY_DICT DICT SETITEM SETITEMS EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+    EMPTY_SET ADDITEMS FROZENSET GLOBAL STACK_GLOBAL REDUCE BUILD
+    """.split()
+)
+_MAKING = frozenset(
+    "EMPTY_DICT DICT EMPTY_LIST LIST TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_SET FROZENSET REDUCE".split()
+)
+_TEXTS = frozenset("SHORT_BINUNICODE BINUNICODE BINUNICODE8 UNICODE STRING BINSTRING SHORT_BINSTRING".split())
+_PLACES = frozenset("PUT BINPUT LONG_BINPUT".split())
 
 
 class _ForbiddenError(Exception):
@@ -26,7 +47,7 @@ class _Dtype:
 
     def __init__(self, code: str, *_: Any) -> None:
         if not (isinstance(code, str) and code[:1] in {"i", "u", "f"} and code[1:] in {"1", "2", "4", "8"}):
-            raise _ForbiddenError(f"a numpy scalar of type {code!r}")
+            raise _ForbiddenError(f"a numpy scalar of type {code!r:.40}")
         self.code, self.order = code, "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -57,8 +78,29 @@ class _Unpickler(pickle.Unpickler):
         except KeyError:
             raise _ForbiddenError(f"{module}.{name}") from None
 
-    def persistent_load(self, pid: Any) -> Any:
-        raise _ForbiddenError(f"the persistent object {pid!r}")
+
+def _check_opcodes(content: bytes) -> None:
+    """Refuse opcodes that no dictionary needs, and those that make more than the file can hold."""
+    if content[:1] not in (b"\x80", b"(", b"}"):
+        raise ValueError("it does not begin like one")
+    made, last, called = 0, ["", ""], ""
+    for opcode, argument, _ in pickletools.genops(content):
+        name = opcode.name
+        if name in _TEXTS:
+            last = [last[1], str(argument)]
+        elif name in ("GLOBAL", "INST"):
+            called = str(argument).replace(" ", ".")
+        elif name == "STACK_GLOBAL":
+            called = ".".join(last)
+        if name in ("PERSID", "BINPERSID"):
+            raise _ForbiddenError(f"the persistent object {argument or last[1]!r:.40}")
+        if name not in _OPCODES:
+            raise _ForbiddenError(f"{name} {called}" if called else name)
+        made += name in _MAKING
+        if made > MAX_OBJECTS:
+            raise _ForbiddenError(f"more than {MAX_OBJECTS:,} containers")
+        if name in _PLACES and argument > len(content):  # each place of the memo costs 8 bytes, used or not
+            raise _ForbiddenError(f"place {argument} of a memo")
 
 
 def read_dictionary(path: str | Path) -> dict[str, int | float | str]:
@@ -67,18 +109,23 @@ def read_dictionary(path: str | Path) -> dict[str, int | float | str]:
     Raises
     ------
     UserError
-        If the file is missing, damaged or larger than 256 MiB, asks for anything but builtin containers and numpy
-        numbers (the message names it), or holds something else.
+        If the file is missing, damaged or larger than 64 MiB, asks for anything but builtin containers and numpy
+        numbers (the message names it), or holds something else, or a whole number of more than 64 bits.
     """
     path = Path(path)
     value = _load(path)
     for key, item in value.items():
         if type(key) is not str or type(item) not in {int, float, str}:
             raise UserError(
-                f"its entry {str(key)[:40]!r} is a {type(item).__name__}, not a number or a name",
+                f"its entry {_short(key)!r} is a {type(item).__name__}, not a number or a name",
                 path=path,
                 fix=_FIX,
             )
+        _check_text(key, path)
+        if type(item) is str:
+            _check_text(item, path)
+        if type(item) is int and not -(1 << 63) <= item < 1 << 63:
+            raise UserError(f"its entry {key[:40]!r} is a number of more than 64 bits", path=path, fix=_FIX)
     return value
 
 
@@ -97,12 +144,30 @@ def read_lists(path: str | Path) -> dict[str, list[str]]:
         plain = type(items) in {list, tuple, set, frozenset} and all(type(item) is str for item in items)
         if type(key) is not str or not plain:
             raise UserError(
-                f"its entry {str(key)[:40]!r} is no list of names ({type(items).__name__})",
+                f"its entry {_short(key)!r} is no list of names ({type(items).__name__})",
                 path=path,
                 fix="use the file as published",
             )
+        for text in (key, *items):
+            _check_text(text, path)
         lists[key] = sorted(items) if isinstance(items, set | frozenset) else list(items)
     return lists
+
+
+def _short(key: Any) -> str:
+    """A key as messages name it; numbers may have more digits than Python is willing to print."""
+    try:
+        return str(key)[:40]
+    except ValueError:
+        return type(key).__name__
+
+
+def _check_text(text: str, path: Path) -> None:
+    """Refuse halves of characters, which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"its name {text[:40]!r} is no text", path=path, fix=_FIX) from None
 
 
 def _load(path: Path) -> dict[Any, Any]:
@@ -114,8 +179,9 @@ def _load(path: Path) -> dict[Any, Any]:
             f"is larger than {MAX_BYTES >> 20} MiB, no dictionary of genes is", path=path, fix=_FIX
         )
     try:
-        with path.open("rb") as file:
-            value = _Unpickler(file).load()
+        content = path.read_bytes()
+        _check_opcodes(content)
+        value = _Unpickler(io.BytesIO(content)).load()
     except _ForbiddenError as error:
         raise UserError(
             f"forbidden in a pickle from outside: {error}; nothing was run", path=path, fix=_FIX

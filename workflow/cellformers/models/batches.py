@@ -1,4 +1,4 @@
-"""Runs a network over many cells: which device, how many at once, what to do when memory runs out.
+"""Runs a network over many cells: in which precision, how many at once, what to do when memory runs out.
 
 On the CPU every cell is a forward pass of its own, on one thread, and threads take different cells: as fast as
 batches of packed cells, and no result can depend on the batch or on the number of threads. On CUDA cells are
@@ -20,7 +20,6 @@ from cellformers.errors import UserError, did_you_mean
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-ACCELERATORS = ("cpu", "cuda")
 TOKEN_BUDGET = 131_072  # tokens of a packed batch on CUDA, to begin with
 MOST_CELLS = 512  # of a packed batch: beyond, TransformerEngine prepares a kernel for every number of cells
 
@@ -32,20 +31,6 @@ class Step(Protocol):
 
     def __call__(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """One tensor for the batch."""
-
-
-def pick_device(accelerator: str) -> torch.device:
-    """The device for "cpu" or "cuda"; UserError where it is not there."""
-    if accelerator not in ACCELERATORS:
-        raise UserError(f"no accelerator {accelerator!r}", fix=f"give {' or '.join(ACCELERATORS)}")
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        built = torch.version.cuda is not None
-        raise UserError(
-            "accelerator cuda was asked for, but torch finds no CUDA device",
-            fix="check the driver with nvidia-smi, or choose cpu" if built
-            else "this torch is a CPU build: install one with CUDA, or choose cpu",
-        )  # fmt: skip
-    return torch.device(accelerator)
 
 
 class Precision(NamedTuple):

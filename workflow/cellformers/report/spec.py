@@ -133,5 +133,15 @@ def from_config(
         scores=[Path(path) for path in scores],
         statements=statements(config),
         runtime=results / "runtime",
-        config=yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
+        config=_parameters(config),
     )
+
+
+def _parameters(config: Config) -> str:
+    """The config as YAML without defaults, and without the number of shards, which changes no result."""
+    values = config.model_dump(mode="json", exclude_defaults=True)
+    values["datasets"] = {
+        name: {key: value for key, value in dataset.items() if key != "shards"}
+        for name, dataset in values["datasets"].items()
+    }
+    return yaml.safe_dump(values, sort_keys=False)

@@ -2,26 +2,31 @@
 
     torchrun --nproc-per-node 2 -m cellformers.cli pretrain ...
 
-Each process computes some of the micro-batches of a step; their gradients are summed, over NCCL between GPUs and
-gloo between CPUs. Small numbers about a step go over gloo in any case, so that no process waits for its GPU. All
-processes need to see the same files.
+Each process computes some of the micro-batches, or cells, of a step; their gradients are summed, over NCCL between
+GPUs and gloo between CPUs. Small numbers about a step go over gloo in any case, so that no process waits for its GPU.
+All processes need to see the same files.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from cellformers.errors import UserError
-from cellformers.models.batches import pick_device
+from cellformers.models.devices import check_accelerator, pick_device, pick_gpus, use
 
+Array = np.ndarray[Any, Any]
 PATIENCE = timedelta(hours=3)  # the others wait while the first process lays out a corpus
 BUCKET_BYTES = 25 << 20
+LOST = ("gloo/transport", "Connection reset by peer", "Connection closed by peer", "NCCL error")
 
 
 class World(NamedTuple):
@@ -39,31 +44,58 @@ def rank() -> int:
 
 @contextmanager
 def join(accelerator: str) -> Iterator[World]:
-    """Meet the other processes, if torchrun has started any; UserError where the accelerator is not there."""
+    """Meet the other processes, if torchrun has started any; each has a GPU of its own.
+
+    UserError where the accelerator is not there, a machine has fewer GPUs than processes, or another process dies.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    try:
-        device = pick_device(accelerator)
-        if device.type == "cuda" and size > 1:
-            if local >= torch.cuda.device_count():
-                raise UserError(
-                    f"process {local} of this machine finds {torch.cuda.device_count()} GPUs",
-                    fix="start one process a GPU (torchrun --nproc-per-node)",
-                )
-            device = torch.device("cuda", local)
-            torch.cuda.set_device(device)
-    except UserError as error:
-        refuse(World(rank(), size, torch.device("cpu")), error)
-    world = World(rank(), size, device)
     if size == 1:
-        yield world
+        yield World(0, 1, pick_device(accelerator))
         return
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    world = World(rank(), size, torch.device("cpu"))
     try:
-        yield world
+        check_accelerator(accelerator)
+    except UserError as error:
+        refuse(world, error)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        with _telling_of_a_loss(world):
+            if accelerator == "cuda":
+                world = world._replace(device=use(shared_gpu(world)))
+            yield world
     finally:
         dist.destroy_process_group()
+
+
+def shared_gpu(world: World) -> int:
+    """Number of the GPU for this process: the first one of a machine claims one for each and tells the others."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    n_local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world.size)))
+    own = torch.full((world.size,), -1)
+    with together(world):
+        if local == 0:
+            own[:n_local] = torch.tensor([gpu.number for gpu in pick_gpus(n_local)])
+    picked = [torch.empty_like(own) for _ in range(world.size)]
+    dist.all_gather(picked, own)
+    return int(picked[world.rank - local][local])  # torchrun numbers the processes of a machine in a row
+
+
+@contextmanager
+def _telling_of_a_loss(world: World) -> Iterator[None]:
+    """A process that dies takes its connections with it: one line in place of what gloo and NCCL say about them."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not any(word in str(error) for word in LOST):
+            raise
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which would cut this end short
+        if world.rank > 1:  # one line is enough, and the first process may be the one that died
+            raise SystemExit(2) from None
+        raise UserError(
+            f"process {world.rank} of {world.size} lost another one, which has ended or was killed",
+            fix="see whether the machine ran out of memory; the same command goes on from the last saved state",
+        ) from error
 
 
 def total(world: World, values: Sequence[float]) -> list[float]:
@@ -104,11 +136,41 @@ def together(world: World) -> Iterator[None]:
         raise SystemExit(2)
 
 
-def equalise(model: nn.Module, world: World) -> None:
+def agreed(world: World, signalled: int) -> int:
+    """The number of a signal that any process has caught, 0 where none has."""
+    if world.size == 1:
+        return signalled
+    largest = torch.tensor(signalled)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def equalise(tensors: Iterable[Tensor], world: World) -> None:
     """Give every process the weights of the first."""
     if world.size > 1:
-        for tensor in model.state_dict().values():
+        for tensor in tensors:
             dist.broadcast(tensor, src=0)
+
+
+def divided(run: Callable[[Sequence[Array]], Array], world: World) -> Callable[[Sequence[Array]], Array]:
+    """`run`, from cells to float32 [rows, columns], with the cells divided among the processes; all get all rows."""
+    if world.size == 1:
+        return run
+
+    def run_share(cells: Sequence[Array]) -> Array:
+        first, last = (len(cells) * r // world.size for r in (world.rank, world.rank + 1))
+        rows = run(cells[first:last])
+        shapes = torch.zeros(world.size, 2, dtype=torch.int64)
+        shapes[world.rank] = torch.tensor(rows.shape)
+        dist.all_reduce(shapes)
+        ends = shapes[:, 0].cumsum(0).tolist()
+        whole = torch.zeros(ends[-1], int(shapes[:, 1].max()))  # without cells there are no columns
+        if len(rows):
+            whole[ends[world.rank] - len(rows) : ends[world.rank]] = torch.from_numpy(rows)
+        dist.all_reduce(whole)
+        return np.asarray(whole.numpy())
+
+    return run_share
 
 
 class GradientSum:

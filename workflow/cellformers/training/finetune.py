@@ -8,12 +8,13 @@ The encoder begins with the weights of the model, its head with random ones. The
 other, in the published layout (BertForSequenceClassification, BertForTokenClassification; several tasks: this package's
 own), and beside it training.json, loss.tsv, split.json and the predictions for the sides that were not trained on. The
 test side has no part in training or stopping. On the CPU the same input, seed and number of threads give the same bits;
-an interrupted training goes on where it was.
+an interrupted training goes on where it was. Started by torchrun in several processes they share the work; all need to
+see the same files.
 """
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,15 +27,17 @@ from cellformers.io.files import atomic_dir, digest_arrays, stamp, write_json, w
 from cellformers.io.locks import exclusive
 from cellformers.models import checkpoints, layouts
 from cellformers.models.attention import choose
-from cellformers.models.batches import DTYPES, pick_device
+from cellformers.models.batches import DTYPES
 from cellformers.models.checkpoints import read_config
 from cellformers.models.directory import VOCABULARY, Model, open_model
 from cellformers.models.geneformer import Geneformer
 from cellformers.revisions import REVISIONS
+from cellformers.training import distributed
 from cellformers.training.adapters import Adapter, attach, merged_state, write_adapter
 from cellformers.training.answers import AGGREGATION, Answers, answers_about_cells, answers_about_genes
 from cellformers.training.classify import evaluator
 from cellformers.training.curves import as_tsv
+from cellformers.training.distributed import World, divided, together
 from cellformers.training.examples import by_dataset, check_files
 from cellformers.training.fitting import (
     COLUMNS,
@@ -102,10 +105,9 @@ def make_network(
 
 
 def _open(
-    model: str | Path, settings: Settings, *, accelerator: str, backend: str, adapter: Adapter | None
+    model: str | Path, settings: Settings, *, device: torch.device, backend: str, adapter: Adapter | None
 ) -> Model:
     """The source in fp32, with the backend that fits the precision of the forward pass."""
-    device = pick_device(accelerator)
     if adapter is not None and backend == "auto":
         backend = "varlen" if choose("auto", device, DTYPES[settings.precision]) != "sdpa" else "sdpa"
     chosen = choose(backend, device, DTYPES[settings.precision])
@@ -183,67 +185,91 @@ def finetune(
         If tokens, labels, model and settings don't go together; the message says which and why.
     """
     output = Path(output)
-    check_output(output)
     work = Path(work) if work is not None else output.parent / f".training-{output.name}"
-    source = _open(model, settings, accelerator=accelerator, backend=backend, adapter=adapter)
-    files = by_dataset(tokens)
-    check_files(files, source.vocabulary)
-    limits = Limits(settings.max_cells, settings.max_cells_per_class, settings.min_cells, settings.seed)
-    problem, report = prepare(
-        files, targets, split, config=source.network.config, vocabulary=source.vocabulary, limits=limits
-    )
-    steps = count_steps(problem, settings)
-    long = settings.long_warmup and settings.warmup > max(steps, 1)
-    check_schedule(schedule=settings.schedule, warmup=settings.warmup, steps=None if long else steps)
-    if note is not None:
-        notes = [*problem.split["notes"], *([_unfinished(settings, steps)] if long else [])]
-        for line in (*_told(report), *notes, _sizes(problem, steps)):
-            note(line)
-    parameters, inputs = _about(problem, source, settings, adapter)
-    with _work_folder(work, output), _threads(threads):
-        network = make_network(
-            source.network, settings, kind=problem.kind, names=problem.names, classes=problem.classes
-        )
-        if adapter is not None:
-            network = attach(network, adapter, seed=settings.seed)
+    with distributed.join(accelerator) as world, ExitStack() as stack:
+        tell = note if note is not None and world.rank == 0 else lambda _: None
+        with together(world):
+            check_output(output)
+            _check_share(settings, world)
+            source = _open(model, settings, device=world.device, backend=backend, adapter=adapter)
+            files = by_dataset(tokens)
+            check_files(files, source.vocabulary)
+            limits = Limits(
+                settings.max_cells, settings.max_cells_per_class, settings.min_cells, settings.seed
+            )
+            problem, report = prepare(
+                files, targets, split, config=source.network.config, vocabulary=source.vocabulary,
+                limits=limits,
+            )  # fmt: skip
+            for line in _checked(problem, report, settings):
+                tell(line)
+            stack.enter_context(_work_folder(work, output, world))
+            stack.enter_context(_threads(threads))
+            network = make_network(
+                source.network, settings, kind=problem.kind, names=problem.names, classes=problem.classes
+            )
+            if adapter is not None:
+                network = attach(network, adapter, seed=settings.seed)
+        parameters, inputs = _about(problem, source, settings, adapter)
         n_trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
         with _own_random_numbers(network):
             course = fit(
-                network, problem, settings, batch_tokens=batch_tokens, threads=threads, work=work,
+                network, problem, settings, batch_tokens=batch_tokens, world=world, threads=threads, work=work,
                 identity={**parameters, **inputs}, save_every=save_every,
-                tensorboard=None if tensorboard is None else Path(tensorboard), progress=progress, note=note,
+                tensorboard=None if tensorboard is None else Path(tensorboard), progress=progress, note=tell,
                 trial_callback=trial_callback,
             )  # fmt: skip
         plain = _plain(network, adapter)
-        found = _answers(
-            plain,
-            problem,
-            source,
-            settings,
-            threads=threads,
-            batch_tokens=batch_tokens,
-            datasets="" not in files,
-        )
+        with together(world):
+            found = _answers(
+                plain, problem, source, settings, world=world, threads=threads, batch_tokens=batch_tokens,
+                datasets="" not in files,
+            )  # fmt: skip
         made = stamp("finetune", REVISIONS["finetune"], parameters=parameters, inputs=inputs)
         about = _described(problem, settings, course, n_trained=n_trained, plain=plain)
         training = {**made, **about, **report, "metrics": found.metrics}
-        with atomic_dir(output) as temporary:
-            checkpoints.save(plain, temporary)
-            shutil.copytree(Path(model) / VOCABULARY, temporary / VOCABULARY)
-            write_json(training, temporary / "training.json")
-            write_json(problem.split, temporary / "split.json")
-            write_text(as_tsv(course.rows, COLUMNS), temporary / "loss.tsv")
-            write_table(found.table, temporary / "predictions.parquet", made)
-            if found.pooled is not None:
-                write_table(found.pooled, temporary / "predictions_pooled.parquet", made)
-            if adapter is not None:
-                write_adapter(network, adapter, temporary / "adapter")
+        if world.rank == 0:
+            with atomic_dir(output) as temporary:
+                checkpoints.save(plain, temporary)
+                shutil.copytree(Path(model) / VOCABULARY, temporary / VOCABULARY)
+                write_json(training, temporary / "training.json")
+                write_json(problem.split, temporary / "split.json")
+                write_text(as_tsv(course.rows, COLUMNS), temporary / "loss.tsv")
+                write_table(found.table, temporary / "predictions.parquet", made)
+                if found.pooled is not None:
+                    write_table(found.pooled, temporary / "predictions_pooled.parquet", made)
+                if adapter is not None:
+                    write_adapter(network, adapter, temporary / "adapter")
     return training
 
 
+def _check_share(settings: Settings, world: World) -> None:
+    """UserError where there are more processes than cells in a batch."""
+    if settings.batch_cells < world.size:
+        raise UserError(
+            f"a batch has {settings.batch_cells} cells for {world.size} processes",
+            fix=f"start {settings.batch_cells} at most, or raise batch_cells",
+        )
+
+
+def _checked(problem: Problem, report: Mapping[str, Any], settings: Settings) -> list[str]:
+    """What is worth saying before it starts; UserError where the schedule does not fit the number of steps."""
+    steps = count_steps(problem, settings)
+    long = settings.long_warmup and settings.warmup > max(steps, 1)
+    check_schedule(schedule=settings.schedule, warmup=settings.warmup, steps=None if long else steps)
+    notes = [*problem.split["notes"], *([_unfinished(settings, steps)] if long else [])]
+    return [*_told(report), *notes, _sizes(problem, steps)]
+
+
 @contextmanager
-def _work_folder(folder: Path, output: Path) -> Iterator[None]:
-    """Hold the folder of states for this process; it goes at the end, or in a failure before there is a state."""
+def _work_folder(folder: Path, output: Path, world: World) -> Iterator[None]:
+    """Hold the folder of states for this process; it goes at the end, or in a failure before there is a state.
+
+    Of processes that train together the first one does.
+    """
+    if world.rank > 0:
+        yield
+        return
 
     def refuse() -> NoReturn:
         raise UserError(
@@ -327,8 +353,8 @@ def _plain(network: Geneformer, adapter: Adapter | None) -> Geneformer:
 
 
 def _answers(
-    network: Geneformer, problem: Problem, source: Model, settings: Settings, *, threads: int | None,
-    batch_tokens: int, datasets: bool,
+    network: Geneformer, problem: Problem, source: Model, settings: Settings, *, world: World,
+    threads: int | None, batch_tokens: int, datasets: bool,
 ) -> Answers:  # fmt: skip
     """Predictions for the held-out and the test side."""
     sides = (HELDOUT, TEST)
@@ -337,7 +363,7 @@ def _answers(
     with evaluator(
         network, wanted=wanted, dtype=DTYPES[settings.precision], threads=threads, batch_tokens=batch_tokens
     ) as run:
-        found = outputs(problem, run, cells, sides)
+        found = outputs(problem, divided(run, world), cells, sides)
     if not np.isfinite(found.logits).all():  # weights that are finite still, but too large to compute with
         raise UserError("the predictions are no longer finite", fix="lower the learning rate")
     if problem.kind == "genes":

@@ -2,7 +2,8 @@
 
 Data order and dropout of a step come from (seed, number of the step), so a step can be made again on its own, and a
 training that was interrupted goes on to the same bits. A batch is cut into micro-batches that fit the memory; its loss
-is normalised over the whole batch, so the cut changes nothing but rounding.
+is normalised over the whole batch, so the cut changes nothing but rounding. Of several processes each takes a part of
+every batch, with draws of its own for dropout, and of the cells that are measured.
 """
 
 import math
@@ -24,6 +25,16 @@ from cellformers.training.adapters import adapter_state, load_adapter_state
 from cellformers.training.ahead import stopping
 from cellformers.training.classify import evaluator, head_logits, precision
 from cellformers.training.curves import Curve
+from cellformers.training.distributed import (
+    GradientSum,
+    World,
+    agreed,
+    divided,
+    equalise,
+    refuse,
+    together,
+    total,
+)
 from cellformers.training.optimiser import adamw, rate_at, set_rate, warmup_steps
 from cellformers.training.order import fill
 from cellformers.training.problem import Batch, Problem, outputs
@@ -109,12 +120,12 @@ def batch_loss(
         network, torch.from_numpy(batch.tokens).to(device), torch.from_numpy(batch.bounds), rows
     )
     loss = torch.zeros((), device=device)
-    for task, (scores, total) in enumerate(zip(logits, totals, strict=True)):
-        if total:
+    for task, (scores, weight) in enumerate(zip(logits, totals, strict=True)):
+        if weight:
             summed = F.cross_entropy(
                 scores, labels[:, task], weight=weights[task], ignore_index=-1, reduction="sum"
             )
-            loss = loss + shares[task] * summed / total
+            loss = loss + shares[task] * summed / weight
     return loss
 
 
@@ -122,9 +133,9 @@ class _Fit:
     """One training: the network, its optimiser, and what every step needs."""
 
     def __init__(
-        self, network: Geneformer, problem: Problem, settings: Settings, *, batch_tokens: int
+        self, network: Geneformer, problem: Problem, settings: Settings, *, batch_tokens: int, world: World
     ) -> None:
-        self.network, self.problem, self.settings = network, problem, settings
+        self.network, self.problem, self.settings, self.world = network, problem, settings, world
         self.device = network.words.weight.device
         self.dtype = DTYPES[settings.precision]
         self.cells = problem.cells(TRAIN)
@@ -137,6 +148,7 @@ class _Fit:
         self.budget = Budget(batch_tokens)
         self.optimizer = adamw(network.named_parameters(), weight_decay=settings.weight_decay)
         self.trained = [p for p in network.parameters() if p.requires_grad]
+        self.summed = GradientSum(self.trained, world)
         self._order: tuple[int, Array] = (-1, self.cells)
 
     def cells_of(self, step: int) -> Array:
@@ -149,11 +161,12 @@ class _Fit:
 
     def take(self, step: int) -> Tensor:
         """One optimiser step; its loss. A batch that exceeds the device's memory is cut into smaller parts."""
-        cells = self.cells_of(step)
+        cells = np.array_split(self.cells_of(step), self.world.size)[self.world.rank]
+        totals = self._totals(cells)
         while True:
             too_large = False
             try:
-                loss = self._gradient(cells, step)
+                loss = self._gradient(cells, step, totals)
                 break
             except torch.OutOfMemoryError:
                 too_large = (
@@ -165,6 +178,7 @@ class _Fit:
                 self.budget.tokens = min(self.budget.tokens, int(lengths.sum()))
                 self.budget.halve(int(lengths.max()))
         settings = self.settings
+        loss = self._summed(loss)
         torch.nn.utils.clip_grad_norm_(self.trained, settings.clip)
         rate = self.rate(step)
         set_rate(self.optimizer, rate)
@@ -181,17 +195,32 @@ class _Fit:
             schedule=settings.schedule,
         )
 
-    def _gradient(self, cells: Array, step: int) -> Tensor:
-        seed = np.random.SeedSequence([self.settings.seed, _DROPOUT, step]).generate_state(1, np.uint64)[0]
+    def _totals(self, cells: Array) -> list[float]:
+        """For each task the class weights of the labels of these cells and of those of the other processes."""
+        labels = self.problem.batch(cells, (TRAIN,)).labels if len(cells) else None
+        own = [
+            0.0 if labels is None else float(w[labels[labels[:, task] >= 0, task]].sum())
+            for task, w in enumerate(self.class_weights)
+        ]
+        return total(self.world, own)
+
+    def _summed(self, loss: Tensor) -> Tensor:
+        """Put gradients summed over the processes in place; the sum of their losses."""
+        found = total(self.world, [float(p.grad is not None) for p in self.trained])
+        loss = self.summed.finish(loss)
+        for parameter, n in zip(self.trained, found, strict=True):
+            if not n:  # a task without labels in this batch: the optimiser leaves its head alone
+                parameter.grad = None
+        return loss
+
+    def _gradient(self, cells: Array, step: int, totals: list[float]) -> Tensor:
+        key = [self.settings.seed, _DROPOUT, step, *([self.world.rank] if self.world.rank else [])]
+        seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
         torch.manual_seed(int(seed) >> 1)
         self.optimizer.zero_grad(set_to_none=True)
         parts = [
             self.problem.batch(part, (TRAIN,))
             for part in fill(cells, self.problem.store.lengths(cells), self.budget.tokens)
-        ]
-        labels = np.concatenate([part.labels for part in parts])
-        totals = [
-            float(w[labels[labels[:, task] >= 0, task]].sum()) for task, w in enumerate(self.class_weights)
         ]
         whole = torch.zeros((), device=self.device)
         for part in parts:
@@ -210,7 +239,7 @@ class _Fit:
             self.network, dtype=self.dtype, threads=threads, batch_tokens=self.budget.tokens,
             wanted=self.problem.wanted((side,)) if self.problem.kind == "genes" else None,
         ) as run:  # fmt: skip
-            found = outputs(self.problem, run, cells, (side,))
+            found = outputs(self.problem, divided(run, self.world), cells, (side,))
         return summary(found.logits, found.labels, self.problem.classes, self.shares)
 
 
@@ -220,6 +249,7 @@ def fit(
     settings: Settings,
     *,
     batch_tokens: int,
+    world: World,
     threads: int | None = None,
     work: Path | None = None,
     identity: Mapping[str, Any] | None = None,
@@ -237,6 +267,8 @@ def fit(
         In training mode; what asks for gradients is trained.
     batch_tokens
         Most tokens of a forward pass; no setting of the result.
+    world
+        The processes that train together; the first of them keeps states and writes the event log.
     work, identity, save_every
         Folder of states, what the training is known by there, and steps between states (None: a quarter of an hour).
     trial_callback
@@ -249,30 +281,35 @@ def fit(
     SystemExit
         On SIGTERM or SIGINT, after the step is done and a state was saved.
     """
-    made = _Fit(network, problem, settings, batch_tokens=batch_tokens)
+    made = _Fit(network, problem, settings, batch_tokens=batch_tokens, world=world)
     states = None if work is None else States(work, dict(identity or {}), save_every, note)
     course = _resumed(made, states)
+    equalise([p.detach() for p in made.trained], world)
     if progress is not None and course.step:
         progress(course.step)
     has_heldout = len(problem.cells(HELDOUT)) > 0
+    tensorboard = tensorboard if world.rank == 0 else None
     with Curve(None, COLUMNS, tensorboard=tensorboard, rows=course.rows) as curve, stopping() as signalled:
         while course.step < made.steps and not course.stopped:
             course.step += 1
             course.losses.append(made.take(course.step))
             measured = has_heldout and _is_measured(course.step, made)
             if course.step % LOG_EVERY == 0 or measured or course.step == made.steps:
-                train_loss = _mean_loss(course)
+                with together(world):
+                    train_loss = _mean_loss(course)
                 figures = made.measure(HELDOUT, threads=threads) if measured else {}
                 if not math.isfinite(figures.get("loss", 0.0)):
-                    raise _diverged(f"the held-out loss is {figures['loss']}", course)
+                    refuse(world, _diverged(f"the held-out loss is {figures['loss']}", course))
                 curve.add(_row(course, made, train_loss, figures))
                 course.rows, course.losses = curve.rows, []
                 if figures:
                     _judge(course, made, figures, trial_callback)
-            if states is not None and (states.due(course.step) or signalled()):
-                states.save(course, made)
-            if signalled():
-                raise SystemExit(128 + signalled())
+            stop = agreed(world, signalled())
+            with together(world):
+                if states is not None and world.rank == 0 and (states.due(course.step) or stop):
+                    states.save(course, made)
+            if stop:
+                raise SystemExit(128 + stop)
             if progress is not None:
                 progress(1)
     if course.weights:

@@ -20,7 +20,8 @@ from cellformers.errors import UserError
 from cellformers.genes import map_features
 from cellformers.io.arrow import strings
 from cellformers.io.files import METADATA_KEY, atomic_path, digest_arrays, read_metadata, stamp, write_table
-from cellformers.models.batches import pick_device, pick_precision
+from cellformers.models.batches import pick_precision
+from cellformers.models.devices import pick_device
 from cellformers.models.directory import Model, open_model
 from cellformers.revisions import REVISIONS
 from cellformers.tokens import TokenBatch, check_vocabulary, read_tokens

@@ -323,7 +323,7 @@ def _initial(
             random.head.bias[torch.from_numpy(data.genes.astype(np.int64))] = torch.from_numpy(frequencies)
         state = random.state_dict()
     model = layouts.assemble(config, state, backend=backend).to(world.device).train().requires_grad_(True)
-    distributed.equalise(model, world)
+    distributed.equalise(model.state_dict().values(), world)
     return model
 
 

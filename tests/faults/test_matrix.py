@@ -1,0 +1,202 @@
+"""Every verb that writes x what may happen to it: nothing partial stands under a final name, the next run completes,
+and its bytes are those of an undisturbed run.
+
+`make test` takes a few moments of every verb; CELLFORMERS_FAULTS=all takes many, for half an hour or so.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chain import COMMANDS, Chain, contents, copies, leftovers
+from forks import Ended, Fault, Forks
+
+ALL = os.environ.get("CELLFORMERS_FAULTS") == "all"
+VERBS = list(COMMANDS)
+SLOW = ("mixing",)  # jax starts and compiles in every process
+# what goes on from what it has; the rest of these names is for the next run
+RESUMING = {
+    "pretrain": (".training-model",), "finetune": (".training-model",), "search": ("search/.",),
+    "embed-file": ("e.h5ad.parts",),
+}  # fmt: skip
+GROWING = {"search": ("search/",)}  # results that are extended, and whole after every trial
+FAULTS = (signal.SIGKILL, signal.SIGTERM)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+def check_whole(chain: Chain, verb: str, out: Path, *, clean: bool) -> None:
+    """What has its final name is as it should be; `clean`: and nothing else is there."""
+    expected, found = chain.expected(verb), contents(out)
+    for name, checksum in found.items():
+        if name.startswith(GROWING.get(verb, ())) or ".parts/" in name:
+            continue
+        assert expected.get(name) == checksum, f"{name} is not whole"
+    if clean:
+        kept = RESUMING.get(verb, ())
+        assert [name for name in leftovers(out) if not name.startswith(kept)] == []
+
+
+def check_rerun(chain: Chain, forks: Forks, verb: str, out: Path) -> None:
+    """The same command again completes, to the same bytes, and leaves nothing else."""
+    ended = forks.run(chain.words(verb, out))
+    assert ended.code == 0, ended
+    assert contents(out) == chain.expected(verb)
+    assert leftovers(out) == leftovers(chain.folder / verb)
+
+
+def check_line(ended: Ended, code: int, *says: str) -> None:
+    """It ended with this code and one line about it, the last."""
+    assert ended.code == code, ended
+    assert "Traceback" not in ended.text, ended
+    lines = ended.text.splitlines()
+    assert lines, ended
+    assert [line.startswith("cellformers: ") for line in lines].count(True) == 1, ended
+    assert lines[-1].startswith("cellformers: "), ended
+    for word in says:
+        assert word in lines[-1], ended
+
+
+_moments: dict[str, dict[str, int]] = {}
+
+
+def moments(chain: Chain, forks: Forks, verb: str, folder: Path) -> list[tuple[str, int]]:
+    """When to strike: as the writing begins, half-way, before each or some renames, and at the end."""
+    if verb not in _moments:
+        place = folder / "tally"
+        tally: Fault = ("tally", {"out": str(folder / "tallied"), "to": str(place)})
+        ended = forks.run(chain.words(verb, folder / "tallied"), [tally])
+        assert ended.code == 0, ended
+        _moments[verb] = json.loads(place.read_text())
+    seen = _moments[verb]
+    found = []
+    for kind, number in seen.items():
+        many = {"call": 8, "open": 6, "rename": 12}.get(kind, 3) if ALL else {"call": 1, "rename": 1}.get(kind, 0)
+        if number <= many:
+            found += [(kind, n) for n in range(1, number + 1)]
+        elif many == 1:
+            found.append((kind, number // 2 if kind == "call" else number))
+        elif many:
+            found += [(kind, round(1 + (number - 1) * i / (many - 1))) for i in range(many)]
+    if verb in SLOW and not ALL:
+        return found[:1]
+    return found
+
+
+def sizes(chain: Chain, verb: str) -> list[int]:
+    """Where the disk is full: in the middle of the largest file, and more."""
+    largest = max(p.stat().st_size for p in (chain.folder / verb).rglob("*") if p.is_file())
+    if ALL:
+        return [0, 1, largest // 10, largest // 2, largest - 1]
+    return [largest // 2]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_killed(chain: Chain, forks: Forks, verb: str, out: Path, tmp_path: Path) -> None:
+    """At several moments, one after the other, so that each run finds what the one before it left."""
+    words = chain.words(verb, out)
+    for moment in moments(chain, forks, verb, tmp_path):
+        ended = forks.run(words, [("signal_at", {"out": str(out), "moment": moment, "signum": signal.SIGKILL})])
+        assert ended.code in (-signal.SIGKILL, 0), (moment, ended)
+        check_whole(chain, verb, out, clean=False)
+        if ended.code == 0:  # went on from where it was, and so did not come to this moment
+            assert verb in RESUMING
+    if verb not in SLOW:
+        for size in sizes(chain, verb):
+            ended = forks.run(words, [("file_size", {"limit": size, "deadly": True})])
+            assert ended.code in (-signal.SIGXFSZ, 0), ended
+            check_whole(chain, verb, out, clean=False)
+    check_rerun(chain, forks, verb, out)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_terminated(chain: Chain, forks: Forks, verb: str, out: Path, tmp_path: Path) -> None:
+    words = chain.words(verb, out)
+    for moment in moments(chain, forks, verb, tmp_path):
+        ended = forks.run(words, [("signal_at", {"out": str(out), "moment": moment, "signum": signal.SIGTERM})])
+        check_whole(chain, verb, out, clean=True)
+        if ended.code == 0:
+            assert verb in RESUMING
+        else:
+            check_line(ended, 128 + signal.SIGTERM, "SIGTERM")
+    if verb not in SLOW or ALL:
+        check_rerun(chain, forks, verb, out)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if ALL or verb not in SLOW])
+def test_the_disk_is_full(chain: Chain, forks: Forks, verb: str, out: Path) -> None:
+    for size in sizes(chain, verb):
+        ended = forks.run(chain.words(verb, out), [("file_size", {"limit": size, "deadly": False})])
+        check_line(ended, 2, "File too large", "make room", str(out))
+        check_whole(chain, verb, out, clean=True)
+    check_rerun(chain, forks, verb, out)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if ALL or verb not in SLOW])
+def test_the_folder_may_not_be_written(chain: Chain, forks: Forks, verb: str, out: Path) -> None:
+    out.chmod(0o555)
+    try:
+        ended = forks.run(chain.words(verb, out), [("powerless", {})])
+    finally:
+        out.chmod(0o755)
+    check_line(ended, 2, str(out))
+    assert list(out.iterdir()) == []
+
+
+READING = [verb for verb, words in COMMANDS.items() if not words.startswith("simulate") and (ALL or verb not in SLOW)]
+
+
+@pytest.fixture
+def calls() -> dict[str, int]:
+    return {}
+
+
+@pytest.mark.parametrize("what", ["vanish", "truncate"])
+@pytest.mark.parametrize("verb", READING)
+def test_the_inputs_do_not_stay(
+    chain: Chain, forks: Forks, verb: str, out: Path, tmp_path: Path, what: str
+) -> None:
+    """They go, or are cut to half, while they are read: the result is right, or there is one line about it."""
+    place = tmp_path / "calls"
+    ended = forks.run(chain.words(verb, tmp_path / "other"), [("calls", {"out": str(out), "to": str(place)})])
+    assert ended.code == 0, ended
+    number = int(place.read_text())
+    for at in sorted({1, number // 10, number // 4, number // 2, number} if ALL else {1 + number // 4}):
+        paths = [str(path) for path in copies(chain, verb, tmp_path / f"inputs-{at}")]
+        words = chain.words(verb, out, inputs=tmp_path / f"inputs-{at}")
+        fault: Fault = ("inputs_at", {"out": str(out), "number": max(1, at), "paths": paths, "what": what})
+        ended = forks.run(words, [fault])
+        if ended.code == 0:
+            assert contents(out) == chain.expected(verb)
+        else:
+            check_line(ended, 2, str(tmp_path))
+        check_whole(chain, verb, out, clean=True)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if ALL or verb not in SLOW])
+def test_the_clock_jumps(chain: Chain, forks: Forks, verb: str, out: Path, tmp_path: Path) -> None:
+    """Back and forth with every look at it; the inputs come from the future."""
+    for path in copies(chain, verb, tmp_path / "inputs"):
+        os.utime(path, (time.time() + 1e7, time.time() + 1e7))
+    ended = forks.run(chain.words(verb, out, inputs=tmp_path / "inputs"), [("clocks", {})])
+    assert ended.code == 0, ended
+    assert contents(out) == chain.expected(verb)
+    assert leftovers(out) == leftovers(chain.folder / verb)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in SLOW])
+def test_no_verb_starts_a_process(chain: Chain, forks: Forks, verb: str, out: Path, tmp_path: Path) -> None:
+    """So that none can die."""
+    place = tmp_path / "processes"
+    ended = forks.run(chain.words(verb, out), [("processes", {"to": str(place)})])
+    assert ended.code == 0, ended
+    assert place.read_text() == ""

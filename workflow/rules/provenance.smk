@@ -1,0 +1,34 @@
+# The record of the run: versions, config, digests of everything that was read and made.
+from cellformers.provenance import artefacts
+from cellformers.provenance import inputs as raw_inputs
+
+
+def given_config():
+    """The config as it was given, as YAML with its keys in order."""
+    return yaml.safe_dump({key: value for key, value in config.items() if key != "pathvars"})
+
+
+rule provenance:
+    input:
+        # all by name, though the verb finds them by the config, so that they are there wherever the job runs
+        made=lambda wildcards: [f"<results>/{name}" for name in artefacts(CONFIG)],
+        raw=lambda wildcards: raw_inputs(CONFIG),
+    output:
+        "<results>/provenance.json",
+    log:
+        "<logs>/provenance.log",
+    benchmark:
+        "<benchmarks>/provenance.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 2
+    resources:
+        mem_mb=memory(1000),
+        runtime=minutes(20, 1),
+    params:
+        revision=REVISIONS["provenance"],
+        results=subpath(output[0], parent=True),
+        given=given_config(),
+    shell:
+        "printf %s {params.given:q} | "
+        "cellformers provenance - --results {params.results} --threads {threads} -o {output} 2> {log}"

@@ -37,6 +37,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/reporting.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/wanted.smk"
+include: "workflow/rules/provenance.smk"
 include: "workflow/rules/targets.smk"
 
 
@@ -44,6 +45,5 @@ rule all:
     default_target: True
     input:
         report="<results>/report.html",
-        scores="<results>/benchmarks.tsv",
         embeddings=all_embeddings(),
-        more=[*all_columns(), *all_states(), *all_predictions()],
+        more=[*all_columns(), *all_states(), *all_predictions(), "<results>/provenance.json"],

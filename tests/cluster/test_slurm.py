@@ -2,13 +2,12 @@
 
     make test-cluster      about five minutes on two cores; needs root and apt for the first time
 
-All runs start at once, and one test after another looks at them: most of their time is waiting.
+The long runs start at once, and one test after another looks at them: much of their time is waiting.
 """
 
 import hashlib
 import re
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,14 +27,10 @@ Record = dict[str, str]
 
 @pytest.fixture(scope="session")
 def runs(start: Start) -> dict[str, Run]:
-    """All that run at the same time: the demo here and there, one under faults, and three that are to be stopped."""
+    """The demo through Slurm and here, and a part of it under faults, all at the same time."""
     faults = {"simulate": 900, "-o results/atlas": 900, "results/second/metadata.parquet": "grow"}
     return {
         "faults": start("faults", "--", *COLUMNS, faults=faults),
-        **{
-            name: start(name, "--", FEATURES, faults={"simulate": seconds})
-            for name, seconds in (("SIGINT", 900), ("SIGKILL", 900), ("SIGTERM", 20))
-        },
         "demo": start("demo"),
         "local": start("local", local=True),
     }
@@ -56,11 +51,10 @@ def of_rule(run: Run, name: str) -> list[Record]:
     return [job for job in slurm.jobs(run.folder) if slurm.rule(job) == name]
 
 
-def running(run: Run, name: str) -> Record:
-    """The record of a job of a rule, as soon as it runs."""
-    found = until(lambda: [job for job in of_rule(run, name) if job["JobState"] == "RUNNING"], run)
-    assert isinstance(found, list)
-    return found[0]
+def misbehaving(run: Run, name: str, number: int = 0) -> Record:
+    """The record of a job of a rule, once the fault of a number has come upon it."""
+    until((run.folder / "bin" / f"happened-{number}").exists, run)
+    return of_rule(run, name)[-1]
 
 
 def megabytes(job: Record) -> int:
@@ -98,7 +92,7 @@ def assert_same_as_local(run: Run, runs: dict[str, Run]) -> None:
 
 def test_cancelled_job_is_submitted_again(runs: dict[str, Run]) -> None:
     run = runs["faults"]
-    job = running(run, "simulate")
+    job = misbehaving(run, "simulate")
     slurm.run("scancel", job["JobId"])
     until(lambda: len(of_rule(run, "simulate")) > 1, run)
     first, second = of_rule(run, "simulate")
@@ -106,35 +100,20 @@ def test_cancelled_job_is_submitted_again(runs: dict[str, Run]) -> None:
     assert (megabytes(second), minutes(second)) == (2 * megabytes(first), 2 * minutes(first))
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
-def test_stopped_snakemake_leaves_no_job_and_goes_on(runs: dict[str, Run], start: Start, name: str) -> None:
-    run = runs[name]
-    running(run, "simulate")
-    run.process.send_signal(getattr(signal, name))
-    assert run.ended(120) != 0
-    if name == "SIGKILL":  # nobody is left to cancel its jobs: docs/clusters.md says how
-        (job,) = slurm.jobs(run.folder)
-        assert job["JobState"] == "RUNNING"
-        slurm.run("scancel", "--name", job["JobName"])
-        assert start(name, "--unlock").ended(60) == 0
-    slurm.wait_for(
-        lambda: not {j["JobState"] for j in slurm.jobs(run.folder)} & ACTIVE, "the end of its jobs"
-    )
-    (job,) = slurm.jobs(run.folder)
-    # after SIGTERM Snakemake waits for the jobs that run, and submits no other
-    assert job["JobState"] == ("COMPLETED" if name == "SIGTERM" else "CANCELLED")
-    again = start(name, "--", FEATURES)
-    assert again.ended(300) == 0, again.log()[-4000:]
-    assert_same_as_local(again, runs)
+def test_restarted_controller_is_survived(runs: dict[str, Run]) -> None:
+    run = runs["demo"]
+    until(lambda: [job for job in slurm.jobs(run.folder) if job["JobState"] == "RUNNING"], run)
+    slurm.stop("slurmctld")
+    slurm.start_controller()
+    assert run.process.poll() is None  # how it ends, others tell
 
 
 def test_job_over_its_time_is_given_more(runs: dict[str, Run]) -> None:
     run = runs["faults"]
-    job = running(run, "ingest_atlas")
+    job = misbehaving(run, "ingest_atlas", 1)
     asked = minutes(job)
-    slurm.run(
-        "scontrol", "update", f"JobId={job['JobId']}", "TimeLimit=1"
-    )  # rather than wait for half an hour
+    # rather than wait for half an hour
+    slurm.run("scontrol", "update", f"JobId={job['JobId']}", "TimeLimit=1")
     until(lambda: len(of_rule(run, "ingest_atlas")) > 1, run)
     first, second = of_rule(run, "ingest_atlas")
     assert first["JobState"] == "TIMEOUT"
@@ -155,6 +134,28 @@ def slurm_log(run: Run, job: Record) -> str:
     return Path(job["StdOut"].replace("%j", job["JobId"])).read_text(encoding="utf-8").lower()
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_stopped_snakemake_leaves_no_job_and_goes_on(runs: dict[str, Run], start: Start, name: str) -> None:
+    run = start(name, "--", FEATURES, faults={"simulate": 15 if name == "SIGTERM" else 900})
+    misbehaving(run, "simulate")
+    run.process.send_signal(getattr(signal, name))
+    assert run.ended() != 0
+    if name == "SIGKILL":  # nobody is left to cancel its jobs: docs/clusters.md says how
+        (job,) = slurm.jobs(run.folder)
+        assert job["JobState"] == "RUNNING"
+        slurm.run("scancel", "--name", job["JobName"])
+        assert start(name, "--unlock").ended() == 0
+    slurm.wait_for(
+        lambda: not {j["JobState"] for j in slurm.jobs(run.folder)} & ACTIVE, "the end of its jobs"
+    )
+    (job,) = slurm.jobs(run.folder)
+    # after SIGTERM Snakemake waits for the jobs that run, and submits no other
+    assert job["JobState"] == ("COMPLETED" if name == "SIGTERM" else "CANCELLED")
+    again = start(name, "--", FEATURES)
+    assert again.ended() == 0, again.log()[-4000:]
+    assert_same_as_local(again, runs)
+
+
 def test_run_under_faults_ends_with_the_same_bytes(runs: dict[str, Run]) -> None:
     run = runs["faults"]
     assert run.ended() == 0, run.log()[-4000:]
@@ -169,15 +170,6 @@ def test_run_under_faults_ends_with_the_same_bytes(runs: dict[str, Run]) -> None
         ("columns", "COMPLETED"): 2,
     }
     assert_same_as_local(run, runs)
-
-
-def test_restarted_controller_is_survived(runs: dict[str, Run]) -> None:
-    run = runs["demo"]
-    if run.process.poll() is None:
-        until(lambda: [job for job in slurm.jobs(run.folder) if job["JobState"] == "RUNNING"], run)
-    slurm.stop("slurmctld")
-    slurm.start_controller()
-    assert run.ended() == 0, run.log()[-4000:]
 
 
 @pytest.fixture
@@ -212,9 +204,8 @@ def test_gpu_jobs_have_one_gpu_and_others_none(demo: Run) -> None:
 def test_jobs_ask_for_what_the_rules_say(demo: Run) -> None:
     asked, log = {}, demo.log()
     for block in re.split(r"^rule ", log, flags=re.MULTILINE)[1:]:
-        number, resources = (
-            re.search(rf"^    {key}: (.*)$", block, flags=re.MULTILINE) for key in ("jobid", "resources")
-        )
+        number = re.search(r"^    jobid: (\d+)$", block, flags=re.MULTILINE)
+        resources = re.search(r"^    resources: (.*)$", block, flags=re.MULTILINE)
         values = dict(item.split("=", 1) for item in resources[1].split(", "))
         threads = re.search(r"^    threads: (\d+)$", block, flags=re.MULTILINE)
         asked[number[1]] = int(values["mem_mb"]), int(values["runtime"]), int(threads[1]) if threads else 1

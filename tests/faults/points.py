@@ -27,7 +27,7 @@ Moment = tuple[str, int]
 Act = Callable[[Moment], None]
 
 
-def _watch(out: str, act: Act, *, begun: bool = False) -> None:
+def _watch(out: str, act: Act, *, begun: bool = False, with_calls: bool = True) -> None:
     """Call `act` at every moment of this process from now on; `begun`: count calls before anything is written, too."""
     counts: Counter[str] = Counter()
     state = {"begun": begun, "busy": False}
@@ -58,7 +58,8 @@ def _watch(out: str, act: Act, *, begun: bool = False) -> None:
             count("call")
 
     sys.addaudithook(hook)
-    sys.setprofile(profile)
+    if with_calls:
+        sys.setprofile(profile)
 
 
 def tally(out: str, to: str) -> None:
@@ -80,7 +81,7 @@ def signal_at(out: str, moment: Moment, signum: int) -> None:
         if now == tuple(moment):
             os.kill(os.getpid(), signum)
 
-    _watch(out, act)
+    _watch(out, act, with_calls=moment[0] == "call")
 
 
 def file_size(limit: int, *, deadly: bool) -> None:

@@ -71,6 +71,8 @@ _moments: dict[str, dict[str, int]] = {}
 
 def moments(chain: Chain, forks: Forks, verb: str, folder: Path) -> list[tuple[str, int]]:
     """When to strike: as the writing begins, half-way, before each or some renames, and at the end."""
+    if verb in SLOW and not ALL:
+        return [("rename", 1)]
     if verb not in _moments:
         place = folder / "tally"
         tally: Fault = ("tally", {"out": str(folder / "tallied"), "to": str(place)})
@@ -87,8 +89,6 @@ def moments(chain: Chain, forks: Forks, verb: str, folder: Path) -> list[tuple[s
             found.append((kind, number // 2 if kind == "call" else number))
         elif many:
             found += [(kind, round(1 + (number - 1) * i / (many - 1))) for i in range(many)]
-    if verb in SLOW and not ALL:
-        return found[:1]
     return found
 
 

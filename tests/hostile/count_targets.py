@@ -18,6 +18,7 @@ import scipy.io
 import scipy.sparse as sp
 import zarr
 from hostile_cases import Target, register
+from structures import build_h5ad, build_loom, build_tenx
 
 from cellformers.counts import Sample, ingest, shard_digest
 from cellformers.io import ReadOptions, open_counts
@@ -292,15 +293,15 @@ def _count_target(name: str, make: Any, read: Any, oracle: Any = None, build: An
     register(lambda: Target(name, make, read, valid_counts, oracle, build))
 
 
-_count_target("h5ad-csr", make_h5ad, read_h5ad, agrees_anndata)
+_count_target("h5ad-csr", make_h5ad, read_h5ad, agrees_anndata, build_h5ad)
 _count_target("h5ad-csc", make_h5ad_csc, read_h5ad, agrees_anndata)
 _count_target("h5ad-dense", make_h5ad_dense, read_h5ad, agrees_anndata)
 _count_target("h5ad-found", make_h5ad_layers, read_h5ad, agrees_anndata)
 _count_target("h5ad-layer", make_h5ad_layers, read_h5ad_layer)
 _count_target("h5ad-raw", make_h5ad_layers, read_h5ad_raw)
-_count_target("loom", make_loom, read_loom, agrees_loom)
+_count_target("loom", make_loom, read_loom, agrees_loom, build_loom)
 _count_target("loom-plain", make_loom_plain, read_loom, agrees_loom)
-_count_target("10x-h5", make_tenx_h5, read_tenx_h5, agrees_tenx_h5)
+_count_target("10x-h5", make_tenx_h5, read_tenx_h5, agrees_tenx_h5, build_tenx)
 _count_target("10x-mtx", make_mtx, read_folder, agrees_mtx)
 _count_target("10x-mtx-gz", make_mtx_gz, read_folder)
 _count_target("zarr", make_zarr, read_zarr, agrees_zarr)

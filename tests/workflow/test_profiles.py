@@ -55,7 +55,7 @@ IMPLIED = {"disk_mb", "disk", "disk_mib"}  # Snakemake's own defaults for what r
 def config(accelerator: str) -> dict[str, Any]:
     """Every rule that computes with a model, on simulated cells."""
     cells = {"task": "cells", "train": ["atlas"], "label": "cell_type", "unit": "donor"}
-    tuned = {"models": ["v1"], "steps": 10}
+    tuned = {"models": ["v1"]}
     return {
         "accelerator": accelerator,
         "datasets": {"atlas": {"simulated": "atlas", "shards": 2, "label": "cell_type", "batch": "donor"}},
@@ -123,7 +123,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         runs[f"{profile} cpu"] = arguments(profile, folder, accelerator="cpu")
         runs[f"{profile} cuda"] = arguments(profile, folder)
         runs[f"{profile} site"] = arguments(profile, folder, "--profile", str(folder / "site"))
-        four = ["pretrain_model:gpu=4", "embed_genes:gpu=0"]
+        four = ["pretrain_model:gpu=4", "embed_genes:gpu=None"]
         runs[f"{profile} four"] = arguments(profile, folder, "--set-resources", *four)
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("plan_resources.py"))],

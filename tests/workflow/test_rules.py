@@ -33,7 +33,7 @@ def test_dry_run_shows_every_rule(snakemake: Run, tmp_path: Path) -> None:
     jobs = planned_jobs(done.stdout + done.stderr)
     assert jobs["tokenize"] == 3
     assert jobs["embed_cells"] == 6  # 3 shards, trained and with random weights
-    assert jobs["pretrain_model"] == jobs["report"] == 1
+    assert jobs["pretrain_model"] == jobs["report"] == jobs["provenance"] == 1
 
 
 def published_models() -> dict[str, Any]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pyarrow.parquet as pq
 import pytest
 import yaml
+
+from cellformers.provenance import is_measured
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[2]
@@ -77,6 +81,7 @@ TARGETS = (
     "results/atlas/qc/columns.json",
     "results/second/qc/columns.json",
 )
+WHOLE = (1, 7)  # numbers of shards of the runs that go on to the report and the record
 
 
 def merged(folder: Path) -> dict[str, str]:
@@ -87,7 +92,7 @@ def merged(folder: Path) -> dict[str, str]:
         for path in results.rglob("*")
         if path.is_file() and "-of-" not in path.name and not {"runtime", "logs", "figures"} & set(path.parts)
     ]
-    skipped = {"config.yaml", "report.html"}
+    skipped = {"config.yaml", "provenance.json", "report.html"}
     return {
         str(path.relative_to(results)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in paths
@@ -109,7 +114,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("shards", [1, 2, 7])
 def test_shards_change_nothing(snakemake: Run, runs: Path, shards: int) -> None:
-    done = snakemake(runs / str(shards), small(shards), "--quiet", "all", "--", *TARGETS)
+    cores = "1" if shards == 7 else "2"
+    target = ("all",) if shards in WHOLE else TARGETS
+    done = snakemake(runs / str(shards), small(shards), "--cores", cores, "--quiet", "all", "--", *target)
     assert done.returncode == 0, done.stderr[-4000:]
     if shards == 1:
         return
@@ -119,10 +126,66 @@ def test_shards_change_nothing(snakemake: Run, runs: Path, shards: int) -> None:
     expected = merged(one)
     assert len(expected) > 40
     found = merged(runs / str(shards))
+    expected = {name: digest for name, digest in expected.items() if shards in WHOLE or name in found}
+    assert len(expected) > 40
     assert {name for name in expected if found.get(name) != expected[name]} == set()
     assert set(found) == set(expected)
     for pattern in ("atlas/tokens/own/*.parquet", "atlas/embeddings/tiny/*.parquet"):
         assert rows(runs / str(shards), pattern) == rows(one, pattern)
+
+
+def whole(runs: Path, shards: int) -> Path:
+    """The results of a whole run."""
+    results = runs / str(shards) / "results"
+    if not (results / "provenance.json").exists():
+        pytest.skip(f"the run with {shards} shards did not complete")
+    return results
+
+
+def test_compare_finds_whole_runs_equal_on_other_cores_with_other_shards(runs: Path) -> None:
+    ended = command_line.run("compare", whole(runs, 1), whole(runs, 7))
+    assert ended.code == 0, ended.out
+    assert "circumstances (they decide nothing): 1\n  config.shards.atlas: 1 -> 7\n" in ended.out
+    assert "Nothing differs" in ended.out
+
+
+def test_compare_finds_a_changed_weight(runs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "results"
+    shutil.copytree(whole(runs, 1), other)
+    with (other / "models" / "tiny" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"?")
+    ended = command_line.run("compare", whole(runs, 1), other)
+    assert ended.code == 1
+    assert "models/tiny/model.safetensors\n      column " in ended.out
+    assert " 1 differ." in ended.out
+
+
+@pytest.mark.parametrize("shards", WHOLE)
+def test_the_record_has_every_file_of_a_run(runs: Path, shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = whole(runs, shards)
+    files = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
+    record = json.loads((results / "provenance.json").read_text())
+    assert set(record["artefacts"]) == {name for name in files if not is_measured(name)}
+    monkeypatch.chdir(results.parent)
+    again = results.parent / "again.json"
+    ended = command_line.run(
+        "provenance", "config.yaml", "--results", "results", "-o", again, "--threads", "3"
+    )
+    assert ended.code == 0, ended.err
+    assert json.loads(again.read_text())["artefacts"] == record["artefacts"]
+
+
+def test_another_seed_draws_anew_and_changes_nothing_else(snakemake: Run, runs: Path) -> None:
+    whole(runs, 1)
+    other = runs / "seed.yaml"
+    other.write_text(yaml.safe_dump(small(1) | {"seed": 1}))
+    done = snakemake(runs / "1", None, "--configfile", str(other), "--dry-run", "--quiet", "host")
+    assert done.returncode == 0, done.stdout + done.stderr
+    planned = set(re.findall(r"^(\w+) +\d+$", done.stdout + done.stderr, flags=re.MULTILINE))
+    assert {"split", "randomize", "map", "evaluate", "report", "provenance"} <= planned
+    data = {"simulate", "ingest_atlas", "qc", "sketch", "medians", "vocabulary", "tokenize"}
+    assert not planned & (data | {"pretrain_model", "finetune_model", "predict"})
 
 
 def test_scores_stand_beside_their_controls(runs: Path) -> None:

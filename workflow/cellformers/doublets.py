@@ -14,13 +14,14 @@ import pyarrow as pa
 
 from cellformers.counts import canonical_blocks, shard_digest
 from cellformers.errors import UserError, did_you_mean
+from cellformers.io.arrow import as_numbers
 from cellformers.io.files import read_metadata, read_table, stamp, write_table
 from cellformers.io.source import Array, open_counts
 from cellformers.progress import progress
 from cellformers.revisions import REVISIONS
 
 SMALLEST_BATCH = 30  # with fewer cells there are no neighbourhoods to compare
-CELLS_AT_ONCE = 50_000  # cells of several batches that are held together
+CELLS_AT_ONCE = 20_000  # cells of several batches that are held together
 COMPONENTS = 30  # scrublet's default
 
 
@@ -36,8 +37,8 @@ def score_doublets(
     """Score every cell as a doublet with scrublet, batch by batch over the dataset, whatever the shards.
 
     Writes cell_id, doublet_score (float64) and predicted_doublet (bool); both are null in batches of under 30 cells
-    and in cells in which under three genes are detected. Memory holds the counts of 50,000 cells or of the largest
-    batch.
+    and in cells in which under three genes are detected. Memory holds the counts of 20,000 cells or of the largest
+    batch, and what scrublet makes of a batch.
 
     Parameters
     ----------
@@ -64,15 +65,12 @@ def score_doublets(
             path=metadata,
             fix=did_you_mean(batch, table.column_names),
         )
-    names = ["all"] * table.num_rows if batch is None else [str(v) for v in table.column(batch).to_pylist()]
-    members: dict[str, list[int]] = {}
-    for row, name in enumerate(names):
-        members.setdefault(name, []).append(row)
+    members = {"all": np.arange(table.num_rows)} if batch is None else _members(table.column(batch))
     scores = np.full(table.num_rows, np.nan)
     doublet = np.zeros(table.num_rows, bool)
     notes = []
     with progress("doublets", table.num_rows, quiet=quiet) as advance:
-        for group in _groups({name: np.array(rows) for name, rows in members.items()}):
+        for group in _groups(members):
             held = np.sort(np.concatenate(list(group.values())))
             X = _load_rows(shards, held)
             for name, rows in group.items():
@@ -104,6 +102,19 @@ def score_doublets(
     return notes
 
 
+def _members(column: pa.ChunkedArray) -> dict[str, Array]:
+    """The rows of each value of a column, ascending, by the value as text; values in order of first appearance."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_null(column.type):
+        column = column.cast(pa.string())
+    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    codes = as_numbers(encoded.indices)
+    order = np.argsort(codes, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(codes, minlength=len(encoded.dictionary)))[:-1])
+    return dict(zip(map(str, encoded.dictionary.to_pylist()), parts, strict=True))
+
+
 def _groups(members: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
     """Batches that are held together, so that the shards are read once for several small ones."""
     group: dict[str, Array] = {}
@@ -124,7 +135,8 @@ def _load_rows(shards: Sequence[str | Path], rows: Array) -> Any:
     offset = 0
     for shard in shards:
         with open_counts(shard) as source:
-            for block in canonical_blocks(source):
+            first, last = np.searchsorted(rows, (offset, offset + source.n_cells))
+            for block in canonical_blocks(source) if first < last else ():
                 low = offset + block.start
                 first, last = np.searchsorted(rows, (low, low + block.n_cells))
                 if first < last:

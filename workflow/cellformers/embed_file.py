@@ -300,7 +300,7 @@ def _approximate(n: int, neighbours: int, *, seed: int) -> Any:
 
     scanpy 1.11 can't use what pynndescent 0.6 and later return, sparse arrays, so these are made matrices.
     """
-    from pynndescent import PyNNDescentTransformer
+    from pynndescent import PyNNDescentTransformer  # type: ignore[import-untyped]
     from scipy import sparse
 
     class Search(PyNNDescentTransformer):  # type: ignore[misc]

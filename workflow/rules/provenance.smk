@@ -8,6 +8,12 @@ def given_config():
     return yaml.safe_dump({key: value for key, value in config.items() if key != "pathvars"})
 
 
+def config_root(wildcards, input):
+    """The folder that paths of the config are relative to: a module's prefix, or the copy of a remote storage."""
+    raw = raw_inputs(CONFIG)
+    return flags(root=input.raw[0].removesuffix(raw[0]) or None) if raw else ""
+
+
 rule provenance:
     input:
         # all by name, though the verb finds them by the config, so that they are there wherever the job runs
@@ -29,6 +35,7 @@ rule provenance:
         revision=REVISIONS["provenance"],
         results=subpath(output[0], parent=True),
         given=given_config(),
+        root=config_root,
     shell:
         "printf %s {params.given:q} | "
-        "cellformers provenance - --results {params.results} --threads {threads} -o {output} 2> {log}"
+        "cellformers provenance - --results {params.results} {params.root} --threads {threads} -o {output} 2> {log}"

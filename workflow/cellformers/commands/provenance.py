@@ -29,18 +29,19 @@ def provenance(
     config: Annotated[Path, typer.Argument(help="The config of the run; - reads it from stdin.")],
     results: Annotated[Path, typer.Option(help="Its folder of results.")],
     output: opt.Output,
+    root: Annotated[Path, typer.Option(help="Folder that paths of the config are relative to.")] = Path(),
     threads: opt.Threads = 1,
     quiet: opt.Quiet = False,
 ) -> None:
     """Record a run: versions, commit, config, and digests of what it read and what it made.
 
-    The same run gives the same bytes. Run it in the folder that the run was made in: paths of the config are relative.
+    The same run gives the same bytes.
 
     Example: cellformers provenance config/config.yaml --results results -o results/provenance.json
     """
     from cellformers.provenance import write_record
 
-    write_record(_read_config(config), results=results, output=output, threads=threads, quiet=quiet)
+    write_record(_read_config(config), results=results, output=output, root=root, threads=threads, quiet=quiet)
 
 
 def compare(

@@ -149,7 +149,9 @@ def count_blocks(
             assert genes is not None
             for block in canonical_blocks(source):
                 names = as_strings(source.names.slice(block.start, block.n_cells))
-                rows = np.arange(len(names)) if wanted is None else np.flatnonzero(pd.Index(names).isin(wanted))
+                rows = (
+                    np.arange(len(names)) if wanted is None else np.flatnonzero(pd.Index(names).isin(wanted))
+                )
                 shape = (block.n_cells, len(features))
                 X = sp.csr_matrix((block.data, block.indices, block.indptr), shape=shape)[rows]
                 X = _summed(X, membership)

@@ -2,7 +2,8 @@
 
 Runs as `cellformers evaluate`, one benchmark and one method at a time; all methods read the same split. Frozen features
 (an embedding; `pca_hvg`, `log_counts` or `harmony` computed from counts; `rank_only` from tokens) go through one
-logistic regression; `majority` has none; `finetuned` takes what models fine-tuned on the folds predicted.
+logistic regression; `majority` has none; `finetuned` takes what models fine-tuned on the folds predicted. Of a fold of
+more than 50,000 training cells frozen features are trained on so many (`large`), but for `harmony`, which needs all.
 
 With `permute` labels are shuffled before anything else, training and test alike: whatever scores above chance then
 leaks. Labels that are constant within donors (a disease) are drawn anew for whole donors: shuffled over single cells
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from cellformers.errors import UserError, did_you_mean
-from cellformers.evaluate import baselines, integration, rank_features
+from cellformers.evaluate import baselines, integration, large, rank_features
 from cellformers.evaluate.cell_metrics import measure
 from cellformers.evaluate.classify import Features, FoldPrediction, predict_folds
 from cellformers.evaluate.finetuned import finetuned_cells
@@ -32,6 +33,7 @@ Array = np.ndarray[Any, Any]
 CellFeatures = Literal[
     "embedding", "pca_hvg", "log_counts", "rank_only", "harmony", "majority", "finetuned"
 ]  # fmt: skip
+DRAWN = ("embedding", "pca_hvg", "log_counts", "rank_only")  # learn from 50,000 cells a fold at most
 TRANSDUCTIVE = "transductive: sees the test cells' counts and batches, not their labels"
 
 
@@ -211,6 +213,12 @@ def evaluate_cells(
         results = _majority(y, folds, len(plan.classes))
     elif features == "finetuned":
         results, read["features"], said_of = finetuned_cells(fold_models, plan, table, folds)
+        notes += said_of
+    elif features in DRAWN and (chosen := large.drawn(table.keys(), folds, seed=plan.seed)) is not None:
+        results, read["features"], said_of = large.predict_drawn(
+            features, inputs, table, y=y, units=units, folds=folds, chosen=chosen, n_classes=len(plan.classes),
+            vocabulary=vocabulary, seed=plan.seed, threads=threads,
+        )  # fmt: skip
         notes += said_of
     else:
         provider, read["features"], said_of = _provider(

@@ -10,6 +10,7 @@ Memory (50,000 cells of 2,400 genes): 1 GB of counts of the drawn cells, twice t
 fold computed at a time 0.4 GB of features.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -54,15 +55,13 @@ class Source(NamedTuple):
     """Of the features of the drawn cells."""
 
 
-def drawn(
-    names: Array, folds: Sequence[tuple[Array, Array]], *, seed: int, most: int = TRAIN_CELLS
-) -> list[Array] | None:
-    """The rows to train each fold on, ascending; None where no fold has more than `most`, so that all are used."""
-    if max(len(train) for train, _ in folds) <= most:
+def drawn(names: Array, folds: Sequence[tuple[Array, Array]], *, seed: int) -> list[Array] | None:
+    """The rows to train each fold on, ascending; None where no fold has more than TRAIN_CELLS, so that all are used."""
+    if max(len(train) for train, _ in folds) <= TRAIN_CELLS:
         return None
     place = np.empty(len(names), np.int64)
     place[hash_order(names, seed=seed, salt="train")] = np.arange(len(names))
-    return [np.sort(train[np.argsort(place[train])[:most]]) for train, _ in folds]
+    return [np.sort(train[np.argsort(place[train])[:TRAIN_CELLS]]) for train, _ in folds]
 
 
 def predict_drawn(
@@ -94,7 +93,9 @@ def predict_drawn(
 
     with threadpool_limits(1), ThreadPoolExecutor(max(1, min(threads, len(folds)))) as pool:
         fitted = list(pool.map(fit, chosen))
-        fold_of = np.full((len(folds), len(cells)), -1, np.int64)  # place of a row among the test rows of a fold
+        fold_of = np.full(
+            (len(folds), len(cells)), -1, np.int64
+        )  # place of a row among the test rows of a fold
         for place, (_, test) in zip(fold_of, folds, strict=True):
             place[test] = np.arange(len(test))
         results = [np.zeros((len(test), n_classes)) for _, test in folds]
@@ -106,7 +107,10 @@ def predict_drawn(
     trained, all_of = (", ".join(f"{n:,}" for n in sorted({*map(len, which)})) for which in
                        (chosen, [train for train, _ in folds]))  # fmt: skip
     return (
-        [FoldPrediction(p, model.penalty, model.converged) for p, (model, _) in zip(results, fitted, strict=True)],
+        [
+            FoldPrediction(p, model.penalty, model.converged)
+            for p, (model, _) in zip(results, fitted, strict=True)
+        ],
         source.digest,
         [f"trained on {trained} of the {all_of} training cells of a fold, drawn by their names"],
     )
@@ -145,15 +149,30 @@ def _source(
             genes, transform = baselines.fit_pca_hvg(counts, rows, seed=seed)
         else:
             genes, transform = baselines.fit_log_counts(counts, rows), lambda logs: logs.toarray()
-        chosen = counts.log(genes)
-        names = counts.genes[genes]
+        names = counts.genes[genes].astype(str)
+        parts = (
+            transform(counts[part].log(genes)) for part in np.split(rows, range(BLOCK, len(rows), BLOCK))
+        )
         return (
-            transform(chosen[rows]).astype(np.float32),
-            lambda block: transform(block.log(np.searchsorted(block.genes.astype(str), names.astype(str)))),
+            _filled(parts, len(rows)),
+            lambda block: transform(block.log(np.searchsorted(block.genes.astype(str), names))),
         )
 
-    whole = ((d, n, x) for d, p in inputs.items() for n, x in baselines.count_blocks(p, vocabulary=vocabulary))
+    whole = (
+        (d, n, x) for d, p in inputs.items() for n, x in baselines.count_blocks(p, vocabulary=vocabulary)
+    )
     return Source(fit_counts, lambda: _located(cells, whole), counts.digest())
+
+
+def _filled(parts: Iterator[Array], n: int) -> Array:
+    """Blocks of rows one below the other, float32[n, width]."""
+    first = next(parts)
+    result = np.empty((n, first.shape[1]), np.float32)
+    start = 0
+    for part in itertools.chain([first], parts):
+        result[start : start + len(part)] = part
+        start += len(part)
+    return result
 
 
 def _located(cells: Cells, blocks: Iterator[tuple[str, Array, Any]]) -> Iterator[tuple[Array, Any]]:

@@ -101,9 +101,7 @@ def _batches(paths: Sequence[Path], vocabulary: Vocabulary) -> Iterator[TokenBat
             yield batch
 
 
-def rank_blocks(
-    paths: Sequence[Path], vocabulary: Path | None
-) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
+def rank_blocks(paths: Sequence[Path], vocabulary: Path | None) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
     """Names and ranks of all cells of tokens files, some at a time."""
     known = Vocabulary.load(str(vocabulary))
     for batch in _batches(paths, known):

@@ -4,10 +4,9 @@ Used by `cellformers split` and `cellformers evaluate`. Rows always come in one 
 cells as in `cells.parquet`, so that nothing depends on the order or the number of the files of an embedding.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -19,7 +18,7 @@ from cellformers.io.files import open_parquet, read_json, read_metadata, read_ta
 from cellformers.io.names import strip_version
 from cellformers.selection import MISSING, as_text
 
-STRETCH = 65_536  # rows of an embedding read at a time where only some are wanted
+STRETCH = 16_384  # rows of an embedding read at a time
 
 
 @dataclass(frozen=True)
@@ -154,26 +153,30 @@ def column_of(cells: Cells, files: Mapping[str, Path], column: str) -> np.ndarra
     return np.concatenate(parts)
 
 
-def _taken(names: np.ndarray, values: Any, wanted: pd.Index | None) -> tuple[np.ndarray, np.ndarray]:
-    """Names and rows, of those wanted only, of an array or an HDF5 dataset; the latter is read in stretches."""
-    if wanted is None:
-        return names, values[:]
-    keep = np.asarray(pd.Index(names).isin(wanted))
-    starts = range(0, len(names), STRETCH)
-    parts = [values[a : a + STRETCH][keep[a : a + STRETCH]] for a in starts if keep[a : a + STRETCH].any()]
-    return names[keep], np.concatenate(parts) if parts else values[:0]
+def _parquet_blocks(path: Path, key: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    with open_parquet(path) as file:
+        for name in (key, "embedding"):
+            require_column(file.schema_arrow.names, name, path=path)
+        kind = file.schema_arrow.field("embedding").type
+        if not pa.types.is_fixed_size_list(kind):
+            raise UserError("column 'embedding' is not a list of one fixed length in every row", path=path)
+        if not file.num_row_groups:
+            yield np.empty(0, dtype=object), np.empty((0, kind.list_size), np.float32)
+        for group in range(file.num_row_groups):  # read as a whole, a file would be in memory as a whole
+            for batch in file.iter_batches(STRETCH, row_groups=[group], columns=[key, "embedding"]):
+                column = batch.column("embedding")
+                if column.null_count:
+                    raise UserError(
+                        "column 'embedding' is not a list of one fixed length in every row", path=path
+                    )
+                flat = column.flatten().to_numpy(zero_copy_only=False)
+                yield (
+                    as_text(pa.chunked_array([batch.column(key)])),
+                    flat.reshape(len(column), kind.list_size),
+                )
 
 
-def _parquet_vectors(path: Path, key: str, wanted: pd.Index | None) -> tuple[np.ndarray, np.ndarray]:
-    table = read_table(path, columns=[key, "embedding"])
-    column = table["embedding"].combine_chunks()
-    if not pa.types.is_fixed_size_list(column.type) or column.null_count:
-        raise UserError("column 'embedding' is not a list of one fixed length in every row", path=path)
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return _taken(as_text(table[key]), flat.reshape(len(column), column.type.list_size), wanted)
-
-
-def _h5ad_vectors(path: Path, wanted: pd.Index | None) -> tuple[np.ndarray, np.ndarray]:
+def _h5ad_blocks(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     if not path.is_file():
         raise UserError("no such file", path=path)
     try:
@@ -189,10 +192,26 @@ def _h5ad_vectors(path: Path, wanted: pd.Index | None) -> tuple[np.ndarray, np.n
                     path=path,
                     fix=f"name the entry {named}",
                 )
-            names = np.asarray(ids, dtype=object)
-            return _taken(names, file["obsm"][named if named in keys else own[0]], wanted)
+            names, table = np.asarray(ids, dtype=object), file["obsm"][named if named in keys else own[0]]
+            for start in range(0, max(len(names), 1), STRETCH):
+                yield names[start : start + STRETCH], table[start : start + STRETCH]
     except (OSError, KeyError) as error:
         raise UserError(f"not a readable h5ad of embeddings ({error})", path=path) from error
+
+
+def vector_blocks(
+    paths: Sequence[Path], *, key: str = "cell_id", wanted: pd.Index | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Names, object[n] of str, and vectors, float[n, dim], some rows at a time; errors as of `read_vectors`."""
+    for path in map(Path, paths):
+        for names, values in _h5ad_blocks(path) if path.suffix == ".h5ad" else _parquet_blocks(path, key):
+            if wanted is not None:
+                keep = np.asarray(pd.Index(names).isin(wanted))
+                names, values = names[keep], values[keep]
+            if not np.isfinite(values).all():
+                bad = names[int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])]
+                raise UserError(f"the embedding of {bad} is not finite", path=path, fix="embed again")
+            yield names, values
 
 
 def read_vectors(
@@ -200,7 +219,7 @@ def read_vectors(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read the rows of embedding shards (Parquet), of gene embeddings (`key="gene_id"`) or of an embeddings .h5ad.
 
-    With `wanted` only rows of these names are kept; a whole shard of Parquet is in memory at a time.
+    With `wanted` only rows of these names are kept, and no more than they are in memory.
 
     Returns
     -------
@@ -215,20 +234,16 @@ def read_vectors(
         raise UserError("no embedding files given")
     ids: list[np.ndarray] = []
     vectors: list[np.ndarray] = []
+    only = None if wanted is None else pd.Index(wanted)
     for path in map(Path, paths):
-        only = None if wanted is None else pd.Index(wanted)
-        names, values = (
-            _h5ad_vectors(path, only) if path.suffix == ".h5ad" else _parquet_vectors(path, key, only)
-        )
-        if vectors and values.shape[1] != vectors[0].shape[1]:
-            raise UserError(
-                f"has {values.shape[1]} dimensions, the files before have {vectors[0].shape[1]}", path=path
-            )
-        if not np.isfinite(values).all():
-            bad = names[int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])]
-            raise UserError(f"the embedding of {bad} is not finite", path=path, fix="embed again")
-        ids.append(names)
-        vectors.append(values)
+        for names, values in vector_blocks([path], key=key, wanted=only):
+            if vectors and values.shape[1] != vectors[0].shape[1]:
+                raise UserError(
+                    f"has {values.shape[1]} dimensions, the files before have {vectors[0].shape[1]}",
+                    path=path,
+                )
+            ids.append(names)
+            vectors.append(values)
     joined = np.concatenate(ids)
     repeated = pd.Index(joined).duplicated()
     if repeated.any():

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from cellformers.errors import UserError
 from cellformers.io.chunks import ChunkReader, open_chunks
+from cellformers.io.hdf5 import close_plain, plain
 from cellformers.io.source import Block, Head, Matrix
 from cellformers.io.spill import Spill, split
 from cellformers.io.validate import Checker
@@ -34,6 +36,8 @@ class DenseMatrix(Matrix):
     """
 
     def __init__(self, path: Path, table: Any, *, name: str, cells_in_rows: bool) -> None:
+        if isinstance(table, h5py.Dataset):
+            table = plain(table)
         self.path, self.name, self._table, self._rows = path, name, table, cells_in_rows
         shape = tuple(map(int, table.shape))
         self._dtype = np.dtype(table.dtype)
@@ -130,7 +134,9 @@ class DenseMatrix(Matrix):
                 spill.add(cells, features, check(values, locate, by_cell=False))
 
     def close(self) -> None:
-        """Remove the temporary file."""
+        """Close the second handle on the file, remove the temporary file."""
+        if isinstance(self._table, h5py.Dataset):
+            close_plain(self._table)
         if self._spill is not None:
             self._spill.close()
             self._spill = None

@@ -185,11 +185,11 @@ def _pieces(response: "Response", *, decode: bool) -> Iterator[bytes]:
 def _retry_after(response: "Response") -> float | None:
     """Seconds until the server wants to be asked again: a number or a date."""
     text = response.headers.get("Retry-After", "").strip()
-    if text.isdigit():
+    if text.isascii() and text.isdigit():
         return float(text)
     try:
         then = email.utils.parsedate_to_datetime(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return max(0.0, (then - datetime.now(UTC)).total_seconds()) if then.tzinfo else None
 
@@ -384,6 +384,8 @@ def _receive(
         if known:
             sent["If-Range"] = known
     with _get(url, sent, patience, denied) as response:
+        if response.status_code == 206 and not have:
+            raise _PassingError("the server gives a part where the whole was asked for")
         found = _validator(response)
         start, total = _place(response)
         other = start == have > 0 and known and found and known != found
@@ -411,14 +413,17 @@ def _receive(
 
 def _place(response: "Response") -> tuple[int, int | None]:
     """Where the body of an answer begins in the file, and the size of the whole file where it is told."""
-    length = response.headers.get("Content-Length", "")
     if response.status_code == 200:
-        return 0, int(length) if length.isdigit() else None
+        return 0, _bytes(response.headers.get("Content-Length", ""))
     unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
     span, _, whole = rest.partition("/")
-    first = span.partition("-")[0]
-    start = int(first) if unit == "bytes" and first.isdigit() else -1
-    return start, int(whole) if whole.isdigit() else None
+    start = _bytes(span.partition("-")[0]) if unit == "bytes" else None
+    return -1 if start is None else start, _bytes(whole)
+
+
+def _bytes(text: str) -> int | None:
+    """A number of bytes as a header has it; None where it is none, or none of this world."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def _check_room(folder: Path, needed: int | None) -> None:

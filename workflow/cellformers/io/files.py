@@ -9,8 +9,8 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +36,10 @@ DAMAGES = (
 )  # fmt: skip
 
 
+_own: set[Path] = set()
+"""Parts that this process writes at present."""
+
+
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -46,18 +50,36 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _prepare(target: Path) -> str:
-    """Make the folder of `target`, remove what killed writers of `target` left there; the prefix for a new part."""
+def _is_left(part: Path) -> bool:
+    """Whether nobody writes a part any more. In a container every process may have the same number."""
+    pid = part.name.split("-")[1]
+    own = part in _own or part.with_suffix("") in _own
+    return pid.isdigit() and not own and (int(pid) == os.getpid() or not _alive(int(pid)))
+
+
+def _prepare(target: Path) -> None:
+    """Make the folder of `target`, and remove what killed writers of `target` left there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     name = glob.escape(target.name)
-    for stale in [p for end in ("", ".[0-9]*") for p in target.parent.glob(f".part-*-{name}{end}")]:
-        pid = stale.name.split("-")[1]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
-    return f".part-{os.getpid()}-"
+    for part in [p for end in ("", ".[0-9]*") for p in target.parent.glob(f".part-*-{name}{end}")]:
+        if _is_left(part):
+            _remove(part)
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+    elif os.path.lexists(part):
+        part.unlink(missing_ok=True)
 
 
 def _unwritable(target: Path, error: OSError) -> UserError:
+    if error.errno in DISK_FULL:
+        return UserError(
+            f"can't be written ({os.strerror(error.errno)})",
+            path=target,
+            fix="make room, or choose another --output",
+        )
     return UserError(
         f"can't write here ({error.strerror or error})",
         path=target,
@@ -73,11 +95,7 @@ def _disk_may_be_full(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        raise UserError(
-            f"can't be written ({os.strerror(error.errno)})",
-            path=target,
-            fix="make room, or choose another --output",
-        ) from error
+        raise _unwritable(target, error) from error
 
 
 def _refuse_folder(target: Path) -> None:
@@ -87,23 +105,29 @@ def _refuse_folder(target: Path) -> None:
         )
 
 
-def _temporary(target: Path) -> Path:
-    """A fresh name in the folder of `target`, with the same suffixes so that writers pick the same format."""
+@contextmanager
+def _part(target: Path, *, folder: bool = False, file_wanted: bool = False) -> Iterator[Path]:
+    """Yield a fresh file or folder beside `target`, with the same suffixes so that writers pick the same format.
+
+    What is left of it at the end goes. It is made after its name is known, so that a signal finds none without owner.
+    """
+    part = target.parent / f".part-{os.getpid()}-{secrets.token_hex(4)}-{target.name}"
+    _own.add(part)
     try:
-        prefix = _prepare(target)
-        _refuse_folder(target)
-        handle, name = tempfile.mkstemp(prefix=prefix, suffix="-" + target.name, dir=target.parent)
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    os.close(handle)
-    os.chmod(name, 0o666 & ~_umask())  # mkstemp makes private files; results are as readable as any other
-    return Path(name)
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
+        try:
+            _prepare(target)
+            if file_wanted:
+                _refuse_folder(target)
+            if folder:
+                part.mkdir()
+            else:
+                part.touch(exist_ok=False)
+        except OSError as error:
+            raise _unwritable(target, error) from error
+        yield part
+    finally:
+        _remove(part)
+        _own.discard(part)
 
 
 @contextmanager
@@ -116,60 +140,48 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         If the folder of `target` can't be made or written to, or the disk is full.
     """
     target = Path(target)
-    temporary = _temporary(target)
-    mode = temporary.stat().st_mode
-    try:
-        with _disk_may_be_full(target):
-            yield temporary
-            os.chmod(temporary, mode)  # some writers put a private file of their own in its place
-            os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _part(target, file_wanted=True) as part, _disk_may_be_full(target):
+        mode = part.stat().st_mode
+        yield part
+        os.chmod(part, mode)  # some writers put a private file of their own in its place
+        os.replace(part, target)
 
 
 @contextmanager
 def atomic_dir(target: str | Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces the folder `target` when the block ends, and vanishes if it fails."""
     target = Path(target)
-    try:
-        prefix = _prepare(target)
-        temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix="-" + target.name, dir=target.parent))
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    os.chmod(temporary, 0o777 & ~_umask())
-    try:
-        with _disk_may_be_full(target):
-            yield temporary
+    with _part(target, folder=True) as part, _disk_may_be_full(target):
+        yield part
         if target.is_dir():
-            stale = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent))
-            os.replace(target, stale / target.name)
-            os.replace(temporary, target)
-            shutil.rmtree(stale)
+            _replace_folder(target, part)
         elif target.exists():
             raise UserError(
                 "is a file, a folder is to be written here", path=target, fix="choose another --output"
             )
         else:
-            os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            os.replace(part, target)
+
+
+def _replace_folder(target: Path, part: Path) -> None:
+    """Put `part` in the place of the folder `target`, or leave all as it was."""
+    with _part(target, folder=True) as old:
+        kept = old / target.name
+        try:
+            os.replace(target, kept)
+            os.replace(part, target)
+        except BaseException:
+            if kept.exists() and not target.exists():
+                os.replace(kept, target)
+            raise
 
 
 @contextmanager
 def temporary_folder(target: str | Path) -> Iterator[Path]:
     """Yield a folder beside the file `target` for intermediate files; it vanishes when the block ends."""
     target = Path(target)
-    try:
-        prefix = _prepare(target)
-        _refuse_folder(target)
-        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix="-" + target.name, dir=target.parent))
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    try:
-        with _disk_may_be_full(target):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with _part(target, folder=True, file_wanted=True) as folder, _disk_may_be_full(target):
+        yield folder
 
 
 def write_text(text: str, path: str | Path) -> None:
@@ -340,9 +352,9 @@ def digest_arrays(*arrays: Any) -> str:
     return "sha256:" + sha.hexdigest()
 
 
-def _bytes(array: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+def _bytes(array: "np.ndarray[Any, Any]") -> memoryview:
     """The bytes of an array in one piece, which are not copied."""
-    return array.reshape(-1).view(np.uint8)
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _add_names(sha: "hashlib._Hash", names: pa.StringArray) -> None:

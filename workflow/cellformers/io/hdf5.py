@@ -3,11 +3,17 @@
 Links and datasets that lead to other files are refused: a count file that was downloaded must not make us read
 others. Stored-as-is arrays are read with `preadv` from where they lie, which is faster than through the library and
 lets other Python threads run meanwhile.
+
+The library reads all else through `_Checked`, because it loops for ever, unstoppably, where the part of a file that
+holds texts has been overwritten with zeros (HDF5 2.0.0 and before). Tables of numbers it reads by itself (`plain`).
 """
 
+import io
 import os
+import struct
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import h5py
 import numpy as np
@@ -20,6 +26,66 @@ _SMALL_CHUNK = 1 << 16  # bytes; below, a call for each costs more than it saves
 _MOST_LINKS = 16
 
 
+class _Checked(io.FileIO):
+    """A file for HDF5 to read from; heaps of texts are looked at before it sees them. Its name is `quote(path)`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "rb")
+        self._quoted = quote(str(path))
+
+    def __repr__(self) -> str:
+        return self._quoted
+
+    def __del__(self) -> None:
+        self.close()  # HDF5 has no way of saying that it is done
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer; OSError where that is a heap that would never be left."""
+        n = 0
+        with memoryview(buffer) as view:
+            while n < len(view) and (got := super().readinto(view[n:])):
+                n += got
+            if view[:4] == b"GCOL":
+                _check_heap(bytes(view[:n]))
+        return n
+
+
+def _check_heap(heap: bytes) -> None:
+    """OSError where a global heap has an object that takes no room, from which the library never gets on.
+
+    After 16 bytes of its own, objects of a number (2 bytes; 0 is free space), 6 bytes and their size (8) follow, padded
+    to 8 bytes (HDF5 File Format Specification 3.0, III.E).
+    """
+    zeros = bytes(8)
+    if heap.find(zeros, 16) < 0:
+        return
+    at = 16
+    while at + 16 <= len(heap):
+        number, size = struct.unpack_from("<H6xQ", heap, at)
+        if number == 0 and size == 0:
+            raise OSError("its texts have been overwritten")
+        at += size if number == 0 else 16 + (size + 7) // 8 * 8
+
+
+def path_of(node: Any) -> str:
+    """The path of the file that an object belongs to."""
+    name = node.file.filename
+    return unquote(name) if node.file.driver == "fileobj" else name
+
+
+def plain(dataset: h5py.Dataset) -> h5py.Dataset:
+    """The same table, read by the library alone: quicker, and as safe where there are no texts in it."""
+    if dataset.file.driver != "fileobj":
+        return dataset
+    return h5py.File(path_of(dataset), "r")[dataset.name]
+
+
+def close_plain(dataset: h5py.Dataset) -> None:
+    """Close the file that `plain` opened."""
+    if dataset and dataset.file.driver != "fileobj":
+        dataset.file.close()
+
+
 def open_hdf5(path: Path) -> h5py.File:
     """Open an HDF5 file read-only.
 
@@ -29,7 +95,9 @@ def open_hdf5(path: Path) -> h5py.File:
         If it is truncated or damaged.
     """
     try:
-        return h5py.File(path, "r")
+        with h5py.File(path, "r"):  # what is wrong, or locks it, is told best so
+            pass
+        return h5py.File(_Checked(path), "r")
     except OSError as error:
         text = " ".join(str(error).split())
         if error.errno == 13:
@@ -61,7 +129,7 @@ def child(node: Any, name: str, *, depth: int = 0) -> Any:
         if isinstance(link, h5py.ExternalLink):
             raise UserError(
                 f"{part!r} is a link to another file ({link.filename})",
-                path=node.file.filename,
+                path=path_of(node),
                 fix="copy the data into one file (h5repack, or read and write it with anndata)",
             )
         if isinstance(link, h5py.SoftLink):
@@ -83,7 +151,7 @@ def _refuse_outside(dataset: h5py.Dataset) -> None:
     if outside:
         raise UserError(
             f"{dataset.name} is stored in another file ({outside[0]})",
-            path=dataset.file.filename,
+            path=path_of(dataset),
             fix="copy the data into one file",
         )
 
@@ -94,7 +162,7 @@ class StoredStretch:
     def __init__(self, dataset: h5py.Dataset, offsets: Array) -> None:
         self.dtype = np.dtype(dataset.dtype)
         self.size = int(dataset.shape[0])
-        self._name, self._path = dataset.name, dataset.file.filename
+        self._name, self._path = dataset.name, path_of(dataset)
         self._offsets = offsets
         self._chunk = int(dataset.chunks[0]) if dataset.chunks else self.size
         self._descriptor: int | None = None
@@ -129,10 +197,24 @@ class StoredStretch:
             self._descriptor = None
 
 
+class _ChunkedStretch(ChunkedStretch):
+    """The library's way into a one-dimensional dataset, which it opened for this."""
+
+    def close(self) -> None:
+        """Close the second handle on the file."""
+        super().close()
+        close_plain(self._array)
+
+
 def stretch(dataset: h5py.Dataset) -> Stretch:
     """The quickest way to read stretches of a one-dimensional dataset."""
+    dataset = plain(dataset)
     offsets = _offsets(dataset)
-    return ChunkedStretch(dataset) if offsets is None else StoredStretch(dataset, offsets)
+    if offsets is None:
+        return _ChunkedStretch(dataset)
+    found = StoredStretch(dataset, offsets)
+    close_plain(dataset)
+    return found
 
 
 def stored_as_is(dataset: h5py.Dataset) -> bool:

@@ -101,12 +101,14 @@ def _of_column(data: mmap.mmap, column: pq.ColumnChunkMetaData, n_rows: int, len
             longest = _longest(data[words.start : words.start + words.packed], words, column.compression)
         decoded += n_values * longest
     if "DELTA_BYTE_ARRAY" in column.encodings:  # a text may repeat all of the one before it
-        decoded += n_values * max(page.unpacked for page in pages)
+        decoded += n_values * max((page.unpacked for page in pages), default=0)
     return decoded
 
 
 def _pages(data: mmap.mmap, column: pq.ColumnChunkMetaData) -> list[_Page]:
     """The pages of a column of a row group; ValueError where they are not within the file."""
+    if not column.total_compressed_size:
+        return []
     starts = [column.data_page_offset]
     if column.has_dictionary_page and column.dictionary_page_offset:
         starts.append(column.dictionary_page_offset)

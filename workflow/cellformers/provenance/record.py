@@ -41,15 +41,21 @@ def write_record(
     *,
     results: str | Path,
     output: str | Path,
+    root: str | Path = ".",
     threads: int = 1,
     quiet: bool = False,
 ) -> None:
     """Write the record of a run as JSON, whole or not at all; `record` says what is raised."""
-    write_json(record(given, results=results, threads=threads, quiet=quiet), output)
+    write_json(record(given, results=results, root=root, threads=threads, quiet=quiet), output)
 
 
 def record(
-    given: Mapping[str, Any], *, results: str | Path, threads: int = 1, quiet: bool = False
+    given: Mapping[str, Any],
+    *,
+    results: str | Path,
+    root: str | Path = ".",
+    threads: int = 1,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """The record of a complete run.
 
@@ -59,6 +65,8 @@ def record(
         The config as it was given.
     results
         Folder of the run's results.
+    root
+        Folder that paths of the config are relative to; it is not recorded.
     threads
         Files that are read at a time; the record does not depend on it.
 
@@ -70,7 +78,11 @@ def record(
     config, results = load(given), Path(results)
     package = Path(cellformers.__file__).parent
     made = [(path.relative_to(results).as_posix(), path) for path in _made(config, results)]
-    read = [(_shown(path), path) for name in inputs(config) for path in _inside(Path(name))]
+    read = [
+        (_without_secrets(shown.as_posix()), file)
+        for name in inputs(config)
+        for shown, file in _as_written(name, Path(root))
+    ]
     with progress("provenance", len(made) + len(read), unit="files", quiet=quiet) as advance:
 
         def entry(item: tuple[str, Path]) -> dict[str, Any]:
@@ -148,8 +160,11 @@ def _inside(path: Path) -> Iterator[Path]:
             yield file
 
 
-def _shown(path: Path) -> str:
-    return _without_secrets(path.as_posix())
+def _as_written(name: str, root: Path) -> Iterator[tuple[Path, Path]]:
+    """An input as the config writes it, or each file in it, and where that lies."""
+    there = root / name
+    for file in _inside(there):
+        yield Path(name) / file.relative_to(there), file
 
 
 def _without_secrets(text: str) -> str:

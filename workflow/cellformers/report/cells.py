@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from cellformers import plots
-from cellformers.errors import UserError, did_you_mean
 from cellformers.io.files import open_parquet, read_json, read_metadata, read_table
 from cellformers.report import words
 from cellformers.report.figures import Figure, Figures
 from cellformers.report.spec import DatasetFiles, ReportSpec
-from cellformers.selection import MISSING
+from cellformers.selection import read_column
 
 MEASURES = (  # column, axis, logarithmic
     ("n_counts", "Total counts", True),
@@ -30,20 +28,9 @@ METHODS = {
 
 def categories(cells: Path, column: str) -> tuple[list[str], list[str | None]]:
     """Names of the cells, and their values in a column as text, None where missing."""
-    with open_parquet(cells) as file:
-        names = file.schema_arrow.names
-    if column not in names:
-        raise UserError(f"has no column {column!r}", path=cells, fix=did_you_mean(column, names))
-    table = read_table(cells, ["cell_id", column])
-    values = table[column]
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    texts: list[str | None] = []
-    for value in values.to_pylist():
-        absent = value is None or value != value or str(value).strip() in MISSING
-        whole = isinstance(value, float) and not absent and value.is_integer()
-        texts.append(None if absent else str(int(value)) if whole else str(value))
-    return table["cell_id"].to_pylist(), texts
+    labels = read_column(cells, column)
+    names = np.array([*labels.names, None], dtype=object)  # a missing label has the code -1
+    return read_table(cells, ["cell_id"])["cell_id"].to_pylist(), names[labels.codes].tolist()
 
 
 def datasets(spec: ReportSpec, figures: Figures) -> list[dict[str, Any]]:

@@ -83,6 +83,7 @@ def write_large(
                 dataset[ends[0] :] = values[: ends[-1] - ends[0]]
         X.create_dataset("indptr", data=indptr)
         names = np.char.add("cell", np.char.zfill(np.arange(n_cells).astype(str), 7))
+        labels: dict[str, tuple[Array, str, int]]
         labels = {"cell_type": (types, "type", N_TYPES), "donor": (donors, "donor", N_DONORS)}
         library = np.arange(n_cells, dtype=np.int32) // CELLS_A_LIBRARY
         labels["library"] = (library, "library", int(library[-1]) + 1)

@@ -1,9 +1,10 @@
 """How far embeddings differ between processors: the same cells through the kernels of older ones, on this one.
 
-    python benchmarks/kernels.py --tokens results/atlas/tokens/atlas/0001-of-0002.parquet --vocabulary results/vocabularies/atlas
+    cd results
+    python ../benchmarks/kernels.py --tokens atlas/tokens/atlas/0001-of-0002.parquet --vocabulary vocabularies/atlas
 
-A model of V1-10M's shape with random weights embeds the cells in fp32 with every kernel that this processor has, and with
-those of AVX2 and of SSE4 alone; `cellformers compare` says how far each is from the first.
+A model of V1-10M's shape with random weights embeds the cells in fp32 with every kernel that this processor has, and
+with those of AVX2 and of SSE4 alone; `cellformers compare` says how far each is from the first.
 """
 
 # ruff: noqa: E402

@@ -142,6 +142,27 @@ def test_neighbours_are_scanpys_own(made: Path) -> None:
     assert {k: small["params"][k] for k in theirs["params"]} == theirs["params"]
 
 
+def test_neighbours_of_many_cells_are_sought_among_principal_components(
+    source: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EXACT", 30)
+    monkeypatch.setattr(module, "WHOLE", 30)
+    monkeypatch.setattr(module, "COMPONENTS", 5)
+    embed_file(source, model, tmp_path / "many.h5ad", quiet=True)
+    many = sc.read_h5ad(tmp_path / "many.h5ad")
+    assert many.uns["small"]["params"]["principal_components"] == 5
+    kept = np.flatnonzero(many.obs.filter_pass == 1)
+    assert np.isfinite(many.obsm["X_umap_small"][kept]).all()
+    vectors = many.obsm["X_small"][kept].astype(np.float64)
+    left, sizes, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
+    components = left[:, :5] * sizes[:5]
+    distance = np.linalg.norm(components[:, None] - components[None], axis=-1)
+    found = many.obsp["small_distances"][kept][:, kept].toarray()
+    near = np.argsort(distance, axis=1)[:, 1:14]
+    assert (found[np.arange(len(kept))[:, None], near] > 0).mean() > 0.9
+    np.testing.assert_allclose(found[found > 0], distance[found > 0], rtol=1e-3)
+
+
 def test_few_cells_have_no_neighbours(model: Path, tmp_path: Path) -> None:
     make_adata(make_counts(14)).write_h5ad(tmp_path / "in.h5ad")
     embed_file(tmp_path / "in.h5ad", model, tmp_path / "e.h5ad", quiet=True)

@@ -20,10 +20,10 @@ from memory import peak_memory
 from cellformers import gather as module
 from cellformers import vectors as reading
 from cellformers.errors import UserError
-from cellformers.gather import gather_cells, in_order
+from cellformers.gather import gather_cells, in_order, ordered
 from cellformers.io.files import METADATA_KEY, read_metadata, stamp
 from cellformers.summaries import summarize_embeddings
-from cellformers.vectors import blocks, open_embeddings
+from cellformers.vectors import blocks, open_embeddings, principal_components
 
 N, DIM = 50, 7
 FORMATS = ["o.h5ad", "o.parquet", "o.csv", "o.tsv", "o.csv.gz", "o.tsv.gz"]
@@ -264,3 +264,27 @@ def test_names_with_slashes_and_columns_of_lists(tmp_path: Path, cells: Path, ve
         gather_cells(shards, cells, output=tmp_path / "o.h5ad")
     assert not (tmp_path / "o.h5ad").exists()
     gather_cells(shards, cells, output=tmp_path / "o.h5ad", labels=["type"])
+
+
+def test_vectors_in_the_order_of_the_cells_leave_room_for_others(tmp_path: Path, vectors: np.ndarray) -> None:
+    shards = split(tmp_path / "s", vectors, [17])
+    names = [name for i in range(N) for name in ((f"cell{i}", f"other{i}") if i % 3 == 0 else (f"cell{i}",))]
+    found = ordered(pa.array([*names, "last"]), shards)
+    for size in (1, 7, 1000):
+        blocks = list(found.blocks(size))
+        assert max(map(len, blocks)) <= size
+        whole = np.concatenate(blocks)
+        assert len(whole) == len(names) + 1
+        own = np.array([name.startswith("cell") for name in [*names, "last"]])
+        assert np.array_equal(whole[own], vectors)
+        assert np.isnan(whole[~own]).all()
+    with pytest.raises(ValueError, match="another order"):
+        ordered(pa.array(names[::-1]), shards)
+
+
+def test_principal_components_in_two_passes(tmp_path: Path, vectors: np.ndarray) -> None:
+    shards = split(tmp_path / "s", vectors, [17])
+    found = principal_components(open_embeddings(shards), 3)
+    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(np.abs(found), np.abs(centred @ axes[:3].T), atol=1e-4)

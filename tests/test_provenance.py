@@ -101,6 +101,15 @@ def test_the_config_is_read_from_stdin(folder: Path) -> None:
     assert (folder / "piped.json").read_bytes() == make(folder)
 
 
+def test_the_folder_of_the_raw_files_is_not_recorded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = make(folder)
+    monkeypatch.chdir(folder / "raw")
+    paths = ["../config.yaml", "--results", "../results", "--root", "..", "-o", "../moved.json"]
+    ended = run("provenance", *paths, "--quiet")
+    assert ended.code == 0, ended.err
+    assert (folder / "moved.json").read_bytes() == expected
+
+
 def test_the_cost_of_a_run_does_not_change_the_digest_of_its_report(folder: Path) -> None:
     page = '<section id="data">{}</section>\n<section id="cost">{} s</section>\n<p>end</p>'
     digests = []

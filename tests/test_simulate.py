@@ -15,9 +15,11 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, roc_auc_score
 
+from cellformers.counts import row_totals
 from cellformers.errors import UserError
 from cellformers.io.files import digest_file
-from cellformers.simulate import simulate
+from cellformers.io.source import open_counts
+from cellformers.simulate import large, simulate
 
 FILES = ("atlas.h5ad", "second.loom", "gene_labels.csv", "out_degrees.csv", "truth.json")
 
@@ -292,3 +294,19 @@ def test_unwritable_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't write here"):
         simulate(tmp_path / "file", n_cells=300, n_second=100)
+
+
+def test_a_large_file_starts_with_the_cells_of_a_smaller_one(tmp_path: Path) -> None:
+    large.write_large(tmp_path / "a.h5ad", n_cells=150, median_counts=400, seed=3)
+    n = large.write_large(tmp_path / "b.h5ad", n_cells=40, median_counts=400, seed=3, compressed=True)
+    a, b = (anndata.read_h5ad(tmp_path / name) for name in ("a.h5ad", "b.h5ad"))
+    assert b.n_obs == 40
+    assert b.X.nnz == n
+    assert (a[:40].X != b.X).nnz == 0
+    assert a.obs["cell_type"].astype(str)[:40].tolist() == b.obs["cell_type"].astype(str).tolist()
+    assert list(b.obs) == ["cell_type", "donor", "library"]
+    with open_counts(tmp_path / "a.h5ad") as source:
+        blocks = list(source.blocks())
+    totals = np.concatenate([row_totals(block.indptr, block.data) for block in blocks])
+    assert totals.min() >= 40
+    assert np.median(totals) == pytest.approx(400, rel=0.2)

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +48,14 @@ for number, (words, fault) in enumerate({faults!r}):
 os.execv({command!r}, [{command!r}, *sys.argv[1:]])
 """
 
+# As while slurmctld restarts: more failures in a row than the executor plugin puts up with by itself, which are 5.
+SQUEUE = """#!/bin/sh
+calls=$(cat {folder}/calls 2> /dev/null || echo 0)
+echo $((calls + 1)) > {folder}/calls
+[ "$calls" -ge 8 ] || exit 1
+exec {squeue} "$@"
+"""
+
 
 class Run(NamedTuple):
     """A run of the workflow, in its folder."""
@@ -80,11 +89,18 @@ def cluster() -> Iterator[None]:
     slurm.down()
 
 
-def write_wrapper(folder: Path, faults: dict[str, object]) -> None:
+def write_wrappers(folder: Path, faults: dict[str, object]) -> None:
+    """Commands that fail at first, to stand before the real ones on PATH."""
     folder.mkdir()
-    text = WRAPPER.format(python=sys.executable, faults=list(faults.items()), command=str(CELLFORMERS))
-    (folder / "cellformers").write_text(text, encoding="utf-8")
-    (folder / "cellformers").chmod(0o755)
+    texts = {
+        "cellformers": WRAPPER.format(
+            python=sys.executable, faults=list(faults.items()), command=str(CELLFORMERS)
+        ),
+        "squeue": SQUEUE.format(folder=folder, squeue=shutil.which("squeue")),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).chmod(0o755)
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +120,7 @@ def start(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         folder = base / name
         folder.mkdir(exist_ok=True)
         if faults:
-            write_wrapper(folder / "bin", faults)
+            write_wrappers(folder / "bin", faults)
         options = ["--cores", "2"] if local else shlex.split(cluster_options)
         command = [
             SNAKEMAKE,

@@ -21,7 +21,12 @@ GPU_RULES = {"pretrain_model", "embed_cells", "embed_genes"}
 ACTIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED"}
 COLUMNS = ("results/atlas/qc/columns.json", "results/second/qc/columns.json")
 FEATURES = "results/second/features.parquet"
-TIMES = {"report.html", "provenance.json"}  # hold the time and the place of the run
+TIMES = {
+    "report.html",
+    "provenance.json",
+    "runtime.png",
+    "runtime.svg",
+}  # hold the time or the place of the run
 Record = dict[str, str]
 
 
@@ -159,6 +164,9 @@ def test_stopped_snakemake_leaves_no_job_and_goes_on(runs: dict[str, Run], start
 def test_run_under_faults_ends_with_the_same_bytes(runs: dict[str, Run]) -> None:
     run = runs["faults"]
     assert run.ended() == 0, run.log()[-4000:]
+    assert (
+        int((run.folder / "bin" / "calls").read_text(encoding="utf-8")) > 8
+    )  # squeue failed at the first ones
     states = Counter((slurm.rule(job), job["JobState"]) for job in slurm.jobs(run.folder))
     assert states == {
         ("simulate", "CANCELLED"): 1,
@@ -195,8 +203,10 @@ def test_gpu_jobs_have_one_gpu_and_others_none(demo: Run) -> None:
     seen = set()
     for job in slurm.jobs(demo.folder):
         gpu = slurm.rule(job) in GPU_RULES
-        where = (job["Partition"], job["NodeList"], job.get("TresPerJob"), job.get("JOB_GRES"))
-        assert where == (("gpu", "gpu1", "gres:gpu:1", "gpu:1") if gpu else ("cpu", "cpu1", None, None)), job
+        given = [job.get(key, "(null)") for key in ("Partition", "NodeList", "TresPerJob", "JOB_GRES")]
+        assert given == (
+            ["gpu", "gpu1", "gres:gpu:1", "gpu:1"] if gpu else ["cpu", "cpu1", "(null)", "(null)"]
+        )
         seen.add(slurm.rule(job))
     assert seen > GPU_RULES
 

@@ -93,7 +93,6 @@ class Chain(NamedTuple):
     """What every command wrote, undisturbed, in a folder of its own."""
 
     folder: Path
-    seconds: dict[str, float]
 
     def words(self, name: str, out: Path, *, inputs: Path | None = None) -> list[str]:
         """The command with its outputs in `out`; it reads what is under `inputs`, a copy of `folder`."""
@@ -184,7 +183,7 @@ def _results(folder: Path, chain: Path) -> None:
 def build(folder: Path, forks: Forks) -> Chain:
     """Make the inputs and run every command once."""
     _first_inputs(folder / "in")
-    chain = Chain(folder, {})
+    chain = Chain(folder)
     for name in COMMANDS:
         (folder / name).mkdir()
         if name == "gene-labels":
@@ -193,7 +192,6 @@ def build(folder: Path, forks: Forks) -> Chain:
             _results(folder / "in", folder)
         words = chain.words(name, folder / name)
         ended = forks.run(words, seconds=120) if name in ONLY_FORKED else forks.warm_up(words)
-        chain.seconds[name] = ended.seconds
         assert ended.code == 0, (name, ended)
         assert chain.expected(name), name
     return chain

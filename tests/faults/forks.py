@@ -50,14 +50,8 @@ Fault = tuple[str, dict[str, Any]]
 class Ended(NamedTuple):
     """How a command ended: exit status, or minus the number of the signal; what it wrote, both streams together."""
 
-    code: int
+    code: int  # minus SIGALRM: it was killed after its time
     text: str
-    seconds: float = 0.0
-
-    @property
-    def hung(self) -> bool:
-        """Whether it had to be killed after its time."""
-        return self.code == -signal.SIGALRM
 
 
 @functools.cache
@@ -126,12 +120,11 @@ def _fork(arguments: Sequence[str], faults: Sequence[Fault], seconds: float) -> 
     os.close(reader)
     _, status = os.waitpid(pid, 0)
     code = -signal.SIGALRM if hung else os.waitstatus_to_exitcode(status)
-    return Ended(code, content.decode(errors="replace"), time.monotonic() - begun)
+    return Ended(code, content.decode(errors="replace"))
 
 
 def _here(arguments: Sequence[str]) -> Ended:
     """Run a command in this process, so that whatever it loads and compiles is there for all that are forked later."""
-    begun = time.monotonic()
     with tempfile.TemporaryFile() as file:
         kept = [os.dup(1), os.dup(2)]
         for number in (1, 2):
@@ -145,7 +138,7 @@ def _here(arguments: Sequence[str]) -> Ended:
                 os.dup2(old, number)
                 os.close(old)
         file.seek(0)
-        return Ended(code, file.read().decode(), time.monotonic() - begun)
+        return Ended(code, file.read().decode())
 
 
 def _serve(channel: Connection, paths: list[str], environment: dict[str, str]) -> None:

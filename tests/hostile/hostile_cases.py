@@ -21,6 +21,7 @@ bad        anything else: another exception, death by a signal, more than 10 s, 
 
 import importlib
 import importlib.util
+import os
 import random
 import shutil
 import tempfile
@@ -232,9 +233,8 @@ def prepare(case: Case, made: Path, folder: Path) -> Any:
     return None
 
 
-def _one(name: str, folder: Path, truth: Any, expected: Any) -> tuple[str, str]:
+def _one(target: Target, folder: Path, truth: Any, expected: Any) -> tuple[str, str]:
     """Verdict and reason on one folder, in the watched process."""
-    target = load_targets()[name]
     tempfile.tempdir = str(folder)
     started = time.process_time()
     try:
@@ -285,8 +285,26 @@ def _judge_value(target: Target, value: Any, folder: Path) -> tuple[str, str]:
     return "sound", ""
 
 
-def _batch(jobs: list[tuple[str, Path, Any, Any]]) -> list[tuple[str, str]]:
+def _batch(jobs: list[tuple[Target, Path, Any, Any]]) -> list[tuple[str, str]]:
     return [_one(*job) for job in jobs]
+
+
+def _start_server() -> None:
+    """Start the server of forked.py, where none runs yet, with the targets loaded already: that takes seconds."""
+    from multiprocessing import forkserver
+
+    here = Path(__file__).parent
+    modules = [name for name in MODULES if importlib.util.find_spec(name) is not None]
+    forked._context.set_forkserver_preload([*forked.PRELOADED, "cellformers.io.kernels", *modules])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent), *([before] if before else [])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 class Runner:
@@ -302,6 +320,7 @@ class Runner:
 
     def __init__(self, root: Path, *, keep: Path | None = None) -> None:
         self.root, self.keep = root, keep
+        _start_server()
         self._made: dict[str, tuple[Path, Any]] = {}
 
     def truth(self, name: str) -> tuple[Path, Any]:
@@ -330,7 +349,7 @@ class Runner:
             made, truth = self.truth(case.target)
             folder = root / str(number) / "in"
             expected = prepare(case, made, folder)
-            jobs.append((case.target, folder, truth, expected))
+            jobs.append((load_targets()[case.target], folder, truth, expected))
             folders.append(folder)
         outcome = forked.run(
             _batch, jobs, writable=[*folders, *COMPILED], seconds=PATIENCE, memory_mb=MEMORY_MB

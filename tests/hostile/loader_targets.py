@@ -611,15 +611,18 @@ def make_split(folder: Path) -> None:
     folds = [{"name": "d1", "train": ["d2"], "test": ["d1"]}, {"name": "d2", "train": None, "test": ["d2"]}]
     content = {
         "task": "cells", "kind": "held-out", "by": "unit", "unit": "donor", "label": "kind", "seed": 0, "folds": folds,
-        "classes": ["B cell", "T cell"], "class_sizes": {"B cell": 3, "T cell": 3}, "inputs": {"cells": "sha256:0"},
-        "notes": [], "datasets": ["a"], "train": ["a"], "test": ["a"], "n": 6,
+        "classes": ["B cell", "T cell"], "inputs": {"cells": "sha256:0"}, "notes": [], "dataset": "a", "n": 6,
+        "excluded": {"failed QC": 0},
     }  # fmt: skip
     write_json(content, folder / "x.json")
 
 
 def read_split_file(folder: Path) -> Any:
     found = read_split(folder / "x.json", task="cells")
-    return found.content
+    return found.describe(), [[part.tolist() for part in fold] for fold in found.masks(np.array(["d1", "d2"]))]
+
+
+_table_target("split", make_split, read_split_file, fine, "x.json")
 
 
 def make_scores(folder: Path) -> None:

@@ -2,9 +2,10 @@
 
 Run: python tests/workflow/plan_resources.py < RUNS.json > PLANS.json
 
-RUNS.json: {name: [arguments of snakemake]}, dry runs. PLANS.json: {name: {"status": 0, "rules": {rule: [resources of an
-empty input, of the same at the second attempt, of 10 GB]}, "jobs": {rule: [resources of each planned job]}}}. One
-process for all, because starting Snakemake takes longer than planning.
+RUNS.json: {name: [arguments of snakemake]}, dry runs. PLANS.json: {"options": [all options of Snakemake and of the
+plugins], "plans": {name: {"status": 0, "rules": {rule: [resources of an empty input, of the same at the second attempt,
+of 10 GB]}, "jobs": {rule: [resources of each planned job]}}}}. One process for all, because starting Snakemake takes
+longer than planning.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-from snakemake.cli import main
+from snakemake.cli import get_argument_parser, main
 from snakemake.workflow import Workflow
 
 CASES = [(0, 1), (0, 2), (10_240, 1)]  # MB of input, attempt
@@ -51,4 +52,5 @@ if __name__ == "__main__":
     Workflow.execute = watched
     with contextlib.redirect_stdout(sys.stderr):
         plans = {name: run(arguments) for name, arguments in json.load(sys.stdin).items()}
-    json.dump(plans, sys.stdout, default=str)
+    options = [word for action in get_argument_parser()._actions for word in action.option_strings]
+    json.dump({"options": options, "plans": plans}, sys.stdout, default=str)

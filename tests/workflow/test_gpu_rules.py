@@ -1,5 +1,6 @@
 """GPUs as the rules ask for them: one each, several for training; and the command that trains on several."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -72,8 +73,8 @@ def test_every_gpu_rule_asks_for_one_and_trains_in_one_process(snakemake: Run, t
 def test_training_on_several_gpus_is_started_by_torchrun(snakemake: Run, tmp_path: Path) -> None:
     asked = ("--set-resources", "pretrain_model:gpu=4", "finetune_model:gpu=2", "--resources", "gpu=4")
     pretrain, finetune = commands(planned(snakemake, tmp_path, config("cuda"), *asked, "--", "finetune"))
-    assert pretrain.startswith("torchrun --standalone --nproc-per-node 4 --no-python cellformers pretrain ")
-    assert finetune.startswith("torchrun --standalone --nproc-per-node 2 --no-python cellformers finetune ")
+    assert re.match(r"\S+=1 torchrun .* --no-python --nproc-per-node 4 cellformers pretrain ", pretrain)
+    assert re.match(r"\S+=1 torchrun .* --no-python --nproc-per-node 2 cellformers finetune ", finetune)
     plan = planned(snakemake, tmp_path, config("cpu"), *asked, "--", "finetune")
     assert "torchrun" not in plan, "on a CPU another number of processes would give other weights"
     assert all("--threads 1 " in line for line in commands(plan)), "as would threads"
@@ -83,7 +84,7 @@ def test_folds_of_benchmarks_may_have_several_gpus_too(snakemake: Run, tmp_path:
     (tmp_path / "config").symlink_to(ROOT / "config")
     asked = ("--set-resources", "finetune_fold:gpu=2", "finetune_fold_genes:gpu=3")
     plan = planned(snakemake, tmp_path, {**BENCHMARKS, "accelerator": "cuda"}, *asked)
-    found = [re.match(r"torchrun --standalone --nproc-per-node (\d) ", line) for line in commands(plan)]
+    found = [re.search(r" torchrun .* --nproc-per-node (\d) cellformers ", line) for line in commands(plan)]
     assert {match[1] for match in found if match} == {"2", "3"}
     assert all(found)
 
@@ -134,7 +135,9 @@ def command(snakemake: Run, tmp_path: Path) -> Iterator[Callable[[str], subproce
     started = []
 
     def start(more: str) -> subprocess.Popen[bytes]:
-        prefix = f"export PATH=$PATH:{shlex.quote(str(Path(sys.executable).parent))} OMP_NUM_THREADS=1; exec "
+        prefix = (
+            f"export PATH=$PATH:{shlex.quote(str(Path(sys.executable).parent))} OMP_NUM_THREADS=1; exec env "
+        )
         text = prefix + line.replace(" 2> ", f" {more} 2> ")
         started.append(subprocess.Popen(["bash", "-c", text], cwd=tmp_path, start_new_session=True))
         return started[-1]
@@ -156,6 +159,23 @@ def rank(pid: int) -> int:
     return int(found[1])
 
 
+def heard_by_others(pids: list[int]) -> list[str]:
+    """Addresses other than loopback (in hexadecimal, as the kernel has them) that these processes listen on."""
+    sockets = set()
+    for pid in pids:
+        for handle in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                sockets.add(os.readlink(handle))
+    found = []
+    for table in ("tcp", "tcp6"):
+        for row in Path("/proc/net", table).read_text().splitlines()[1:]:
+            words = row.split()
+            listening, loopback = words[3] == "0A", words[1].startswith("0100007F")
+            if listening and not loopback and f"socket:[{words[9]}]" in sockets:
+                found.append(words[1])
+    return found
+
+
 def kill_one(job: subprocess.Popen[bytes], killed: int, folder: Path) -> str:
     """Kill the process of this rank once there is a state to go on from; what the job said by its end."""
     log = folder / "results/logs/models/small/pretrain.log"
@@ -165,6 +185,7 @@ def kill_one(job: subprocess.Popen[bytes], killed: int, folder: Path) -> str:
         assert job.poll() is None, log.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    assert heard_by_others([job.pid, *children(job.pid)]) == [], "nothing listens on a network"
     (victim,) = [pid for pid in children(job.pid) if rank(pid) == killed]
     os.kill(victim, signal.SIGKILL)
     assert job.wait(100) != 0

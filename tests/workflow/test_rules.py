@@ -196,11 +196,3 @@ def test_snakefile_stays_a_table_of_contents() -> None:
     assert len((ROOT / "Snakefile").read_text().splitlines()) < 50
     for path in (ROOT / "workflow" / "rules").glob("*.smk"):
         assert len(path.read_text().splitlines()) <= 150, path.name
-
-
-def test_profiles_parse() -> None:
-    for name in ("default", "slurm"):
-        profile = yaml.safe_load((ROOT / "profiles" / name / "profile.yaml").read_text())
-        assert "default-resources" not in profile
-        assert "set-threads" not in profile
-    assert profile["executor"] == "slurm"

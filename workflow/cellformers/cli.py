@@ -33,7 +33,7 @@ from cellformers.commands import (
     searching,
     setup,
 )  # fmt: skip
-from cellformers.errors import DISK_FULL, UserError
+from cellformers.errors import DISK_FULL, UserError, full_disk
 
 app = typer.Typer(
     name="cellformers",
@@ -104,18 +104,15 @@ def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
 def _quiet_when_full() -> None:
     """Pass over what h5py prints about a file it can't finish on a full disk: the error itself is reported."""
 
-    def known(error: BaseException | None) -> bool:
-        return isinstance(error, OSError) and error.errno in DISK_FULL
-
     # Cython, in which h5py is written, shows an error that it can't raise by both hooks
     shown, ignored = sys.excepthook, sys.unraisablehook
-    sys.excepthook = lambda kind, error, trace: None if known(error) else shown(kind, error, trace)
-    sys.unraisablehook = lambda found: None if known(found.exc_value) else ignored(found)
+    sys.excepthook = lambda kind, error, trace: None if full_disk(error) else shown(kind, error, trace)
+    sys.unraisablehook = lambda found: None if full_disk(found.exc_value) else ignored(found)
 
 
 def _fail(line: str, cause: BaseException | None) -> NoReturn:
     print(f"cellformers: error: {line}", file=sys.stderr, flush=True)
-    if isinstance(cause, OSError) and cause.errno in DISK_FULL:
+    if full_disk(cause):
         # HDF5 would try again to write what the disk had no room for when the interpreter ends, and crash
         sys.stdout.flush()
         os._exit(2)

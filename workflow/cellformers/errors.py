@@ -6,10 +6,41 @@ this package and keeps its traceback.
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
+LONGEST = 4_000  # characters of a message
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def full_disk(error: object) -> int | None:
+    """The errno of an error that is of a full disk, or of a file that may not grow; None for others.
+
+    HDF5 and safetensors have it in the text of errors of their own.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        number = error.errno
+    else:
+        found = (
+            re.search(r"(?:errno = |os error )(\d+)", str(error)) if isinstance(error, Exception) else None
+        )
+        number = int(found[1]) if found else 0
+    return number if number in DISK_FULL else None
+
+
+def one_line(text: str) -> str:
+    """A text for a terminal: one line, without what would move its cursor, colour it or turn its direction.
+
+    Names of cells and files come from others, and are part of messages. What is left out is shown as \\x1b; of a very
+    long text the middle is.
+    """
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    shown = "".join(
+        c if c.isprintable() or c.isspace() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+    return " ".join(shown.split())
 
 
 class UserError(Exception):
@@ -30,7 +61,11 @@ class UserError(Exception):
         parts = [what if path is None else f"{path}: {what}"]
         if fix:
             parts.append(fix)
-        super().__init__(" ".join("; ".join(parts).split()))
+        super().__init__(one_line("; ".join(parts)))
+
+
+class DiskFullError(UserError):
+    """There is no room for what is written, which is no fault of what was asked for."""
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:

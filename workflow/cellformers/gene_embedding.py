@@ -30,7 +30,7 @@ from cellformers.embedding import (
 )
 from cellformers.errors import UserError
 from cellformers.io.arrow import as_numbers, numbers, strings
-from cellformers.io.files import read_metadata, read_table, write_table
+from cellformers.io.files import read_metadata, read_table, whole, write_table
 from cellformers.models.batches import runner
 from cellformers.models.directory import Model
 from cellformers.selection import Choice
@@ -134,6 +134,18 @@ def _sums_table(model: Model, totals: Tensor, n_cells: Tensor, *, special: bool)
     )
 
 
+def _columns(table: pa.Table) -> tuple[list[str], list[str | None], list[int], Array]:
+    """Ids, symbols, numbers of cells and sums, int64[genes, dim], of a table of sums; ValueError for another table."""
+    ids, counts = table["gene_id"].to_pylist(), as_numbers(table["n_cells"])
+    kind = table["total"].type
+    if len(set(ids)) < len(ids) or counts.dtype != np.int64 or (counts < 1).any():
+        raise ValueError("a gene twice, or one that is in no cell")
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.int64() or table["total"].null_count:
+        raise ValueError("sums of another kind")
+    sums = as_numbers(table["total"].combine_chunks().flatten()).reshape(-1, kind.list_size)
+    return ids, table["symbol"].cast(pa.string()).to_pylist(), counts.tolist(), sums
+
+
 def merge_gene_sums(paths: Sequence[str | Path], output: str | Path) -> int:
     """Gene embeddings from the sums of all shards: the mean over the cells that express the gene.
 
@@ -160,11 +172,14 @@ def merge_gene_sums(paths: Sequence[str | Path], output: str | Path) -> int:
                 fix="merge shards of one dataset, model and layer only",
             )  # fmt: skip
         table = read_table(path, ["gene_id", "symbol", "n_cells", "total"]).combine_chunks()
-        dim = table.schema.field("total").type.list_size
-        sums = as_numbers(table["total"].combine_chunks().flatten()).reshape(-1, dim)
-        for row, gene in enumerate(table["gene_id"].to_pylist()):
-            symbols[gene] = table["symbol"][row].as_py()
-            n_cells[gene] = n_cells.get(gene, 0) + table["n_cells"][row].as_py()
+        with whole(path):
+            ids, names, numbers_of, sums = _columns(table)
+        if totals and sums.shape[1] != dim:
+            raise UserError(f"has {sums.shape[1]} dimensions, {paths[0]} has {dim}", path=path)
+        dim = sums.shape[1]
+        for row, gene in enumerate(ids):
+            symbols[gene] = names[row]
+            n_cells[gene] = n_cells.get(gene, 0) + numbers_of[row]
             if n_cells[gene] > MAX_CELLS:
                 raise UserError(f"gene {gene} is in more than {MAX_CELLS} cells", path=path)
             totals[gene] = totals[gene] + sums[row] if gene in totals else sums[row]

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cellformers.errors import UserError
-from cellformers.io.files import METADATA_KEY, atomic_path, open_parquet
+from cellformers.io.files import METADATA_KEY, atomic_path, open_parquet, whole
 from cellformers.io.source import Array, Block
 
 TARGET = 10_000.0
@@ -36,6 +36,7 @@ ERRORS = (1e-4, 0.1)
 POOL_BYTES = 256 << 20
 MERGE_BYTES = 96 << 20  # of counters; were all of them filled, what is made of them would take 8 times that
 ROWS_PER_GROUP = 1 << 17
+MAX_BUCKETS = 64 << 14  # of the exponents there can be and the least error
 
 SCHEMA = pa.schema(
     [
@@ -354,9 +355,11 @@ def read_sketches(paths: Sequence[str | Path]) -> Iterator[Chunk]:
     symbols: dict[str, str | None] = {}
     buckets = [math.inf, -math.inf]
     for path in map(Path, paths):
-        with open_parquet(path) as file:
+        with open_parquet(path) as file, whole(path):
+            if not file.schema_arrow.equals(SCHEMA):
+                raise ValueError("it is no sketch")
             for number in range(file.num_row_groups):
-                ids, names = _distinct(file.read_row_group(number, columns=["gene_id", "symbol"]))
+                ids, names = _distinct(_read_group(file, number, ["gene_id", "symbol"]))
                 groups.append(_RowGroup(path, number, ids[0], ids[-1]))
                 for gene, symbol in zip(ids, names, strict=True):
                     known = symbols.get(gene)
@@ -366,6 +369,8 @@ def read_sketches(paths: Sequence[str | Path]) -> Iterator[Chunk]:
                     )
                 span = file.metadata.row_group(number).column(SCHEMA.get_field_index("bucket")).statistics
                 buckets = [min(buckets[0], span.min), max(buckets[1], span.max)]
+                if not 0 <= buckets[0] <= buckets[1] < MAX_BUCKETS:
+                    raise ValueError("buckets that no value has")
     if not groups:
         return
     lowest, n_buckets = int(buckets[0]), int(buckets[1] - buckets[0]) + 1
@@ -376,7 +381,8 @@ def read_sketches(paths: Sequence[str | Path]) -> Iterator[Chunk]:
         dense = np.zeros(len(those) * n_buckets, np.int64)
         for group in groups:
             if group.first <= those[-1] and those[0] <= group.last:
-                _add_group(dense, group, np.array(those, object), lowest=lowest)
+                with whole(group.path):
+                    _add_group(dense, group, np.array(those, object), lowest=lowest)
         filled = np.flatnonzero(dense)
         yield Chunk(
             np.array(those, object),
@@ -385,6 +391,15 @@ def read_sketches(paths: Sequence[str | Path]) -> Iterator[Chunk]:
             filled % n_buckets + lowest,
             dense[filled],
         )
+
+
+def _read_group(file: pq.ParquetFile, number: int, columns: list[str]) -> pa.Table:
+    """Some columns of a row group; ValueError where it has no rows, or a row lacks more than a symbol."""
+    table = file.read_row_group(number, columns=columns)
+    table.validate(full=True)
+    if not len(table) or any(table.column(name).null_count for name in columns if name != "symbol"):
+        raise ValueError("a row group without entries")
+    return table
 
 
 def _distinct(table: pa.Table) -> tuple[list[str], list[str | None]]:
@@ -399,7 +414,7 @@ def _add_group(dense: Array, group: _RowGroup, names: Array, *, lowest: int) -> 
     """Add the entries of a row group that are of the genes `names` to dense[genes x buckets], flat."""
     n_buckets = len(dense) // len(names)
     with open_parquet(group.path) as file:
-        table = file.read_row_group(group.number, columns=["gene_id", "bucket", "count"])
+        table = _read_group(file, group.number, ["gene_id", "bucket", "count"])
     column = table.column("gene_id").unify_dictionaries().combine_chunks()
     known = np.array(column.dictionary.to_pylist(), object)
     place = np.searchsorted(names, known)
@@ -407,5 +422,8 @@ def _add_group(dense: Array, group: _RowGroup, names: Array, *, lowest: int) -> 
     there[there] = names[place[there]] == known[there]
     gene = np.where(there, place, -1)[column.indices.to_numpy()]
     mine = gene >= 0
-    cells = gene[mine] * n_buckets + table.column("bucket").to_numpy()[mine] - lowest
+    bucket = table.column("bucket").to_numpy()[mine] - lowest
+    if len(bucket) and not 0 <= bucket.min() <= bucket.max() < n_buckets:
+        raise ValueError("a bucket outside those that it says to have")
+    cells = gene[mine] * n_buckets + bucket
     dense[cells] += table.column("count").to_numpy()[mine]  # each (gene, bucket) stands in a sketch once

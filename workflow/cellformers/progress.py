@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from cellformers.errors import one_line
+
 SECONDS_BETWEEN_LINES = 20.0
 
 
@@ -22,7 +24,7 @@ class _Meter:
     """Counts what is done and writes about it, seldom enough to cost nothing."""
 
     def __init__(self, label: str, total: int | None, unit: str) -> None:
-        self.label, self.total, self.unit = label, total, unit
+        self.label, self.total, self.unit = one_line(label), total, unit
         self.done, self.started = 0, time.monotonic()
         self.bar = sys.stderr.isatty()
         self.shown_at = self.started
@@ -81,4 +83,4 @@ def progress(
 def say(message: str, *, quiet: bool = False) -> None:
     """One line on stderr."""
     if not quiet:
-        print(message, file=sys.stderr, flush=True)
+        print(one_line(message), file=sys.stderr, flush=True)

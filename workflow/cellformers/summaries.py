@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from cellformers.errors import UserError, did_you_mean
 from cellformers.io.arrow import as_numbers, numbers, strings
-from cellformers.io.files import open_parquet, read_table, stamp, write_table
+from cellformers.io.files import open_parquet, read_table, stamp, whole, write_table
 from cellformers.revisions import REVISIONS
 from cellformers.selection import Labels, encode, read_column, rows_of
 from cellformers.vectors import Embeddings, blocks, open_embeddings, read_obs
@@ -208,6 +208,9 @@ def read_states(path: str | Path, *, statistic: str | None = None) -> dict[str, 
             else "cellformers summarize-embeddings makes such a file",
         )  # fmt: skip
     table = read_table(path, ["state", wanted])
-    column = table[wanted].combine_chunks()
-    vectors = as_numbers(column.flatten()).reshape(len(table), column.type.list_size)
-    return dict(zip(table["state"].to_pylist(), vectors, strict=True))
+    with whole(path):
+        column = table[wanted].combine_chunks()
+        if column.type.value_type != pa.float32() or column.null_count or table["state"].null_count:
+            raise ValueError("states without a name or a vector")
+        vectors = as_numbers(column.flatten()).reshape(len(table), column.type.list_size)
+        return dict(zip(table["state"].cast(pa.string()).to_pylist(), vectors, strict=True))

@@ -26,7 +26,15 @@ import pyarrow.parquet as pq
 from cellformers.errors import UserError
 from cellformers.genes import check_mapping, check_species, map_features
 from cellformers.io.arrow import as_numbers, as_strings, numbers
-from cellformers.io.files import METADATA_KEY, atomic_path, digest_arrays, open_parquet, read_metadata, stamp
+from cellformers.io.files import (
+    METADATA_KEY,
+    atomic_path,
+    digest_arrays,
+    open_parquet,
+    read_metadata,
+    stamp,
+    whole,
+)
 from cellformers.revisions import REVISIONS
 from cellformers.vocabulary import Vocabulary
 
@@ -367,21 +375,24 @@ def read_tokens(paths: str | Path | Sequence[str | Path], *, cells: int = 1024) 
                 "made with another vocabulary than the file before", path=path, fix="tokenize it again"
             )
         with _open_tokens(path) as file:
-            try:
+            with whole(path):
                 for batch in file.iter_batches(
                     batch_size=cells, columns=["cell_id", "input_ids"], use_threads=False
                 ):
+                    batch.validate(full=True)
                     yield _token_batch(batch)
-            except (OSError, ValueError) as error:
-                raise UserError(f"damaged tokens file ({error})", path=path, fix="make it again") from error
+
+
+def _is_tokens(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) and pa.types.is_integer(kind.value_type)
+
+
+_KINDS = (("cell_id", pa.types.is_string), ("input_ids", _is_tokens))
 
 
 def _open_tokens(path: str | Path) -> pq.ParquetFile:
     file = open_parquet(path)
-    schema = file.schema_arrow
-    if not {"cell_id", "input_ids"} <= set(schema.names) or not pa.types.is_list(
-        schema.field("input_ids").type
-    ):
+    if any(name not in file.schema_arrow.names or not fits(file.schema_arrow.field(name).type) for name, fits in _KINDS):
         file.close()
         raise UserError(
             "not a tokens file (no cell_id and input_ids)", path=path, fix="cellformers tokenize makes one"
@@ -393,6 +404,10 @@ def _token_batch(batch: pa.RecordBatch) -> TokenBatch:
     lists = batch.column("input_ids")
     bounds = np.frombuffer(lists.buffers()[1], np.int32)[lists.offset : lists.offset + len(lists) + 1]
     values = as_numbers(lists.values)[bounds[0] : bounds[-1]] if len(lists) else np.empty(0, np.int32)
+    if batch.column("cell_id").null_count:
+        raise ValueError("a cell without a name")
+    if values.dtype != np.int32 and len(values) and not 0 <= values.min() <= values.max() < 1 << 31:
+        raise ValueError("a token that is none")
     return TokenBatch(
         as_strings(batch.column("cell_id")),
         values.astype(np.int32, copy=False),
@@ -406,7 +421,8 @@ def token_lengths(paths: str | Path | Sequence[str | Path]) -> Array:
     parts = []
     for path in files:
         with _open_tokens(path) as file:
-            parts.append(as_numbers(file.read(columns=["length"])["length"]).astype(np.int32))
+            with whole(path):
+                parts.append(as_numbers(file.read(columns=["length"])["length"]).astype(np.int32))
     return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
 

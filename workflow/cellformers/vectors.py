@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from cellformers.errors import UserError, did_you_mean
 from cellformers.io.arrow import as_numbers, strings
-from cellformers.io.files import open_parquet, read_metadata, read_table
+from cellformers.io.files import open_parquet, read_metadata, read_table, whole
 
 Array = np.ndarray[Any, Any]
 
@@ -85,7 +85,7 @@ def _width(schema: pa.Schema, path: Path) -> int:
                 f"has no column {column!r}", path=path, fix="give shards that `cellformers embed` made"
             )
     kind = schema.field("embedding").type
-    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32() or not kind.list_size:
         raise UserError(
             "its embeddings are not fixed-size lists", path=path, fix="make it with `cellformers embed`"
         )
@@ -121,7 +121,10 @@ def _open_h5ad(path: Path) -> Embeddings:
         if getattr(vectors, "ndim", 0) != 2:
             raise UserError(f"obsm[{key!r}] is no matrix", path=path, fix="embed the cells again")
         stamped = child(file, "uns/cellformers")
-        metadata = {} if stamped is None else json.loads(stamped.asstr()[()])
+        with whole(path):
+            metadata = {} if stamped is None else dict(json.loads(stamped.asstr()[()]))
+            if vectors.shape[0] != len(names) or vectors.dtype.kind != "f":
+                raise ValueError("no row of numbers for every cell")
         ids = _unique(pa.chunked_array([strings(names)]), path)
         return Embeddings((path,), ids, int(vectors.shape[1]), metadata, key)
 
@@ -143,11 +146,12 @@ def read_obs(embeddings: Embeddings, column: str) -> pa.ChunkedArray:
 
 
 def _group(file: pq.ParquetFile, group: int, dim: int, path: Path) -> Iterator[Array]:
-    for batch in file.iter_batches(ROWS, row_groups=[group], columns=["embedding"], use_threads=False):
-        column = batch.column("embedding")
-        if column.null_count:
-            raise UserError("has cells without an embedding", path=path, fix="embed again")
-        yield as_numbers(column.flatten()).reshape(-1, dim)
+    with whole(path):
+        for batch in file.iter_batches(ROWS, row_groups=[group], columns=["embedding"], use_threads=False):
+            column = batch.column("embedding")
+            if column.null_count:
+                raise UserError("has cells without an embedding", path=path, fix="embed again")
+            yield as_numbers(column.flatten()).reshape(-1, dim)
 
 
 def _parts(embeddings: Embeddings) -> Iterator[Array]:

@@ -9,6 +9,7 @@ vocabulary.json (name, special tokens, context length, digests).
 """
 
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +21,17 @@ import pyarrow as pa
 
 from cellformers.errors import UserError
 from cellformers.io.arrow import as_numbers, as_strings, numbers, strings
-from cellformers.io.files import atomic_dir, digest_arrays, read_json, read_table, write_json, write_table
+from cellformers.io.files import (
+    DAMAGES,
+    atomic_dir,
+    check_plain,
+    digest_arrays,
+    read_json,
+    read_table,
+    whole,
+    write_json,
+    write_table,
+)
 from cellformers.io.pickles import read_dictionary
 
 Array = np.ndarray[Any, Any]
@@ -32,6 +43,8 @@ SPECIAL_TOKENS: dict[Special, dict[str, int]] = {
 }
 CONTEXT_LENGTH: dict[Special, int] = {"v1": 2048, "v2": 4096}
 FILES = ("tokens.parquet", "aliases.parquet", "vocabulary.json")
+# Larger than those of any published model by a wide margin: networks have a row for each.
+MAX_TOKENS, MAX_CONTEXT = 2_000_000, 1_048_576
 _ENSEMBL_VERSION = re.compile(r"(ENS[A-Z]*\d{6,})\.\d+(?:_PAR_Y)?")
 
 
@@ -74,7 +87,9 @@ class Vocabulary:
             (("<cls>" in self.special_tokens) != ("<eos>" in self.special_tokens), "has one of <cls> and <eos> only"),
             (not (np.isfinite(self.medians) & (self.medians > 0)).all(), "has a median that is not above zero"),
             (min([*special, *self.token_ids[:1].tolist()], default=0) < 0, "has a negative token"),
+            (max([*special, *self.token_ids[-1:].tolist()], default=0) >= MAX_TOKENS, "has too high a token"),
             (self.context_length <= len(special), "has no room for genes in its context"),
+            (self.context_length > MAX_CONTEXT, "has too long a context"),
         ]  # fmt: skip
         for wrong, what in problems:
             if wrong:
@@ -177,9 +192,16 @@ class Vocabulary:
             )
             if vocabulary.digest != description["digest"]:
                 raise ValueError("its content is not what its digest says")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except DAMAGES as error:
             raise UserError(f"not a whole vocabulary ({error})", path=folder, fix="make it again") from error
         return vocabulary
+
+
+def copy_vocabulary(source: str | Path, target: str | Path) -> None:
+    """Copy the files of a vocabulary folder, byte for byte and nothing else that is there, into a new folder."""
+    Path(target).mkdir(parents=True)
+    for name in FILES:
+        shutil.copyfile(check_plain(Path(source) / name), Path(target) / name)
 
 
 def normalise(names: pa.Array) -> pa.Array:
@@ -229,7 +251,12 @@ def read_published(folder: str | Path, *, name: str | None = None) -> Vocabulary
             "gene_name_id_dict",
         )
     )
-    special = {key: int(value) for key, value in tokens.items() if key.startswith("<")}
+    odd = next((key for key, value in tokens.items() if not isinstance(value, int)), None)
+    if odd is not None or max(tokens.values(), default=0) >= MAX_TOKENS:
+        raise UserError(
+            "token_dictionary: not every entry is a token", path=folder, fix="use one published folder"
+        )
+    special = {key: value for key, value in tokens.items() if key.startswith("<")}
     series = next((s for s, expected in SPECIAL_TOKENS.items() if expected == special), None)
     if series is None:
         shown = ", ".join(f"{k}={v}" for k, v in special.items()) or "none"
@@ -329,11 +356,12 @@ def from_medians(
         If the file is not such a table or a median is not above zero.
     """
     table = read_table(path, ["gene_id", "symbol", "median"])
+    with whole(path):
+        medians = table["median"].cast(pa.float64()).to_pylist()
+        symbols = table["symbol"].cast(pa.string()).to_pylist()
     rows = [
-        (str(gene), symbol or None, median)
-        for gene, symbol, median in zip(
-            *(table[c].to_pylist() for c in ("gene_id", "symbol", "median")), strict=True
-        )
+        (gene, symbol or None, median)
+        for gene, symbol, median in zip(table["gene_id"].to_pylist(), symbols, medians, strict=True)
         if median is not None
     ]
     rows.sort(key=lambda row: row[0])

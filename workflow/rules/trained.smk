@@ -1,10 +1,17 @@
 # Input and parameter functions of the rules that train, and of those that use what was trained.
 
 
+# The processes of a machine meet by a file: a store of torch's own would listen on all networks and take orders unasked.
+TORCHRUN = (
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --rdzv-backend c10d --rdzv-conf store_type=file "
+    "--rdzv-endpoint $(mktemp) --local-addr 127.0.0.1 --no-python --nproc-per-node "
+)
+
+
 def launcher(wildcards, resources):
     """What stands before a command that trains: torchrun where several GPUs are asked for, a process for each."""
     n = resources.get("gpu") if CONFIG.accelerator == "cuda" else None
-    return f"torchrun --standalone --nproc-per-node {n} --no-python " if isinstance(n, int) and n > 1 else ""
+    return f"{TORCHRUN}{n} " if isinstance(n, int) and n > 1 else ""
 
 
 def tokens_of(datasets, model):

@@ -5,12 +5,12 @@ line. Paths are relative to the working directory of the run.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cellformers.config.benchmarks import (
@@ -31,7 +31,7 @@ from cellformers.config.finetuning import BenchmarkFinetune, Finetune, Lora
 from cellformers.config.models import Embedding, Model, Pretrain
 from cellformers.config.section import Name, Section
 from cellformers.errors import UserError, did_you_mean
-from cellformers.resources import resource
+from cellformers.resources import read_yaml, resource
 
 RESERVED = (
     "benchmarks", "corpora", "deposits", "figures", "labels", "logs", "models", "runtime", "simulated", "tables",
@@ -49,8 +49,9 @@ FINETUNED_SUFFIX = "-finetuned"
 @cache
 def registered_models() -> dict[str, str]:
     """The vocabulary of every registered checkpoint, by its name."""
-    registry = yaml.safe_load(resource("checkpoints.yaml").read_text(encoding="utf-8"))
-    return {name: entry["vocabulary"] for name, entry in registry["models"].items()}
+    path = resource("checkpoints.yaml")
+    with _registry(path):
+        return {str(name): str(entry["vocabulary"]) for name, entry in read_yaml(path)["models"].items()}
 
 
 def registered_parts(deposit: str, kind: Literal["cells", "genes"]) -> dict[str, dict[str, Any]]:
@@ -62,14 +63,26 @@ def registered_parts(deposit: str, kind: Literal["cells", "genes"]) -> dict[str,
         If there is no such deposit, or it holds the other kind.
     """
     try:
-        entry = yaml.safe_load(resource(f"datasets/{deposit}.yaml").read_text(encoding="utf-8"))
+        path = resource(f"datasets/{deposit}.yaml")
     except FileNotFoundError:
         raise ValueError(
             f"no deposit {deposit!r} is registered; `cellformers download --list` shows those there are"
         ) from None
-    if entry["kind"] != kind:
-        raise ValueError(f"the deposit {deposit} holds {entry['kind']}, not {kind}")
-    return dict(entry["parts"])
+    with _registry(path):
+        entry = read_yaml(path)
+        holds, parts = str(entry["kind"]), {str(name): dict(part) for name, part in entry["parts"].items()}
+    if holds != kind:
+        raise ValueError(f"the deposit {deposit} holds {holds}, not {kind}")
+    return parts
+
+
+@contextmanager
+def _registry(path: Path) -> Iterator[None]:
+    """Within it, what is not as a registry has it is said of its file."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(f"is no entry of a registry ({error})", path=path, fix="mend it") from error
 
 
 class Config(Section):
@@ -313,10 +326,10 @@ def load(values: Mapping[str, Any], *, path: str | Path = "config") -> Config:
 def load_file(path: str | Path) -> Config:
     """Read and validate a YAML config file; UserError as `load`, and for what is not YAML."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        values = read_yaml(path)
+    except OSError as error:
         raise UserError(f"can't be read ({error})", path=path) from None
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise UserError(f"is not YAML ({error})", path=path) from None
     return load(
         {k: v for k, v in values.items() if k != "pathvars"} if isinstance(values, dict) else values,

@@ -24,7 +24,7 @@ from typing import Any
 
 from cellformers.errors import UserError, did_you_mean
 from cellformers.registry.fields import NAME, SHA256, maybe, one_of, positive, table, text
-from cellformers.resources import listed, resource
+from cellformers.resources import listed, read_yaml, resource
 
 FOLDER = "datasets"
 KINDS, ACCESS, IDS = ("cells", "genes"), ("open", "manual"), ("symbols", "ensembl")
@@ -173,12 +173,10 @@ def read_deposit(name: str) -> Deposit:
 
 def read_entry(path: str | Path) -> Deposit:
     """Read and validate the file of a deposit; UserError names the file and the key."""
-    import yaml
-
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"not readable as YAML ({error})", path=path, fix=_MEND) from error
     try:
         return _deposit(content, path.stem)

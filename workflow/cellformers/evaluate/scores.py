@@ -18,6 +18,11 @@ REQUIRED = (
     "benchmark", "task", "dataset", "method", "kind", "label", "classes", "split", "n", "interval", "metrics",
     "chance", "published", "notes", "cellformers", "step", "revision", "parameters", "inputs",
 )  # fmt: skip
+SHAPE: dict[str, Any] = {
+    "benchmark": str, "task": str, "dataset": str, "method": str, "label": str | None, "classes": list, "split": dict,
+    "n": int, "interval": dict, "metrics": dict, "chance": dict | None, "published": dict | None, "notes": list,
+    "inputs": dict, "parameters": dict,
+}  # fmt: skip
 COLUMNS = (
     "benchmark", "task", "dataset", "label", "split", "metric", "method", "kind", "value", "low", "high", "interval",
     "n", "folds", "units", "published", "published_source", "note",
@@ -61,6 +66,51 @@ def _defects(score: Any) -> str | None:
         return f"lacks {missing[0]!r}"
     if score["kind"] not in KINDS or score["task"] not in MAIN_METRICS:
         return f"has an unknown kind or task ({score['kind']}, {score['task']})"
+    wrong = next((key for key, kind in SHAPE.items() if not isinstance(score[key], kind)), None)
+    if wrong is not None:
+        return f"has {wrong!r} of another type"
+    if not all(isinstance(note, str) for note in score["notes"]):
+        return "has notes that are no texts"
+    return _split_defect(score) or _published_defect(score) or _metric_defect(score)
+
+
+def _split_defect(score: dict[str, Any]) -> str | None:
+    split = score["split"]
+    names = split.get("names")
+    if not isinstance(split.get("kind"), str) or not isinstance(split.get("unit"), str | None):
+        return "has a split without a kind"
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        return "has folds without names"
+    if not isinstance(score["interval"].get("resampled", ...), str | None):
+        return "does not say what its interval is of"
+    return None
+
+
+def _published_defect(score: dict[str, Any]) -> str | None:
+    for entries in (score["published"] or {}).values():
+        for entry in entries if isinstance(entries, list) else [None]:
+            if not isinstance(entry, dict) or not _is_number(entry.get("value")):
+                return "has a published number that is none"
+            if entry.get("sd") is not None and not _is_number(entry["sd"]):
+                return "has a published SD that is no number"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _metric_defect(score: dict[str, Any]) -> str | None:
+    """What is wrong with the main metrics, and with the numbers of any."""
+    for name, entry in score["metrics"].items():
+        if not isinstance(entry, dict):
+            continue
+        folds, units = entry.get("folds") or [], entry.get("units") or {}
+        if not isinstance(folds, list) or not isinstance(units, dict):
+            return f"has folds or units of {name!r} of another type"
+        numbers = [*folds, *units.values(), *(entry.get(key) for key in ("value", "low", "high", "sd"))]
+        if not all(number is None or _is_number(number) for number in numbers):
+            return f"has something of {name!r} that is no number"
     for name in MAIN_METRICS[score["task"]]:
         entry = score["metrics"].get(name)
         if not isinstance(entry, dict) or any(k not in entry for k in ("value", "low", "high", "folds")):

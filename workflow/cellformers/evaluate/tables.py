@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from cellformers.errors import UserError, did_you_mean
-from cellformers.io.files import open_parquet, read_json, read_metadata, read_table
+from cellformers.io.files import check_plain, open_parquet, read_json, read_metadata, read_table, whole
+from cellformers.io.frames import Frame
+from cellformers.io.hdf5 import child, open_hdf5
 from cellformers.io.names import strip_version
 from cellformers.selection import MISSING, as_text
 
@@ -83,6 +84,8 @@ def read_cells(
         units = as_text(table[unit]) if unit else np.full(len(ids), "", dtype=object)
         passed = np.ones(len(ids), dtype=bool)
         if "qc_pass" in table.column_names:
+            if not pa.types.is_boolean(table["qc_pass"].type):
+                raise UserError("column 'qc_pass' is not true or false in every row", path=path)
             passed = table["qc_pass"].combine_chunks().fill_null(False).to_numpy(zero_copy_only=False)
         labelled = np.array([v is not None for v in labels], dtype=bool)
         placed = np.array([v is not None for v in units], dtype=bool)
@@ -154,11 +157,11 @@ def column_of(cells: Cells, files: Mapping[str, Path], column: str) -> np.ndarra
 
 
 def _parquet_blocks(path: Path, key: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    with open_parquet(path) as file:
+    with open_parquet(path) as file, whole(path):
         for name in (key, "embedding"):
             require_column(file.schema_arrow.names, name, path=path)
         kind = file.schema_arrow.field("embedding").type
-        if not pa.types.is_fixed_size_list(kind):
+        if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32() or not kind.list_size:
             raise UserError("column 'embedding' is not a list of one fixed length in every row", path=path)
         if not file.num_row_groups:
             yield np.empty(0, dtype=object), np.empty((0, kind.list_size), np.float32)
@@ -169,6 +172,9 @@ def _parquet_blocks(path: Path, key: str) -> Iterator[tuple[np.ndarray, np.ndarr
                     raise UserError(
                         "column 'embedding' is not a list of one fixed length in every row", path=path
                     )
+                batch.validate(full=True)
+                if batch.column(key).null_count:
+                    raise ValueError(f"a row without a {key}")
                 flat = column.flatten().to_numpy(zero_copy_only=False)
                 yield (
                     as_text(pa.chunked_array([batch.column(key)])),
@@ -177,26 +183,23 @@ def _parquet_blocks(path: Path, key: str) -> Iterator[tuple[np.ndarray, np.ndarr
 
 
 def _h5ad_blocks(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    if not path.is_file():
-        raise UserError("no such file", path=path)
-    try:
-        with h5py.File(path, "r") as file:
-            obs = file["obs"]
-            ids = obs[obs.attrs["_index"]].asstr()[:]
-            keys = list(file["obsm"]) if "obsm" in file else []
-            named = f"X_{path.stem}"
-            own = [k for k in keys if k not in ("X_umap", "X_pca")]
-            if named not in keys and len(own) != 1:
-                raise UserError(
-                    f"which of {', '.join(keys) or 'no obsm entries'} is the embedding is not clear",
-                    path=path,
-                    fix=f"name the entry {named}",
-                )
-            names, table = np.asarray(ids, dtype=object), file["obsm"][named if named in keys else own[0]]
-            for start in range(0, max(len(names), 1), STRETCH):
-                yield names[start : start + STRETCH], table[start : start + STRETCH]
-    except (OSError, KeyError) as error:
-        raise UserError(f"not a readable h5ad of embeddings ({error})", path=path) from error
+    check_plain(path)
+    with closing(open_hdf5(path)) as file, whole(path):
+        names = np.asarray(Frame(file, "obs", path).index(), dtype=object)
+        keys = list(child(file, "obsm") or ())
+        named = f"X_{path.stem}"
+        own = [k for k in keys if k not in ("X_umap", "X_pca")]
+        if named not in keys and len(own) != 1:
+            raise UserError(
+                f"which of {', '.join(keys) or 'no obsm entries'} is the embedding is not clear",
+                path=path,
+                fix=f"name the entry {named}",
+            )
+        table = child(file, f"obsm/{named if named in keys else own[0]}")
+        if len(table.shape) != 2 or len(table) != len(names) or table.dtype.kind != "f":
+            raise ValueError("no row of numbers for every cell")
+        for start in range(0, max(len(names), 1), STRETCH):
+            yield names[start : start + STRETCH], table[start : start + STRETCH]
 
 
 def vector_blocks(
@@ -244,6 +247,8 @@ def read_vectors(
                 )
             ids.append(names)
             vectors.append(values)
+    if not ids:
+        raise UserError("holds no embeddings", path=paths[0], fix="embed some cells")
     joined = np.concatenate(ids)
     repeated = pd.Index(joined).duplicated()
     if repeated.any():
@@ -295,7 +300,9 @@ def _read_records(path: Path, gene: str) -> pd.DataFrame:
     lists = content.values() if isinstance(content, dict) else [content]
     for records in lists:
         if isinstance(records, list) and records and isinstance(records[0], dict) and gene in records[0]:
-            return pd.DataFrame([{k: "" if v is None else str(v) for k, v in r.items()} for r in records])
+            with whole(path):
+                rows = [{k: "" if v is None else str(v) for k, v in row.items()} for row in records]
+                return pd.DataFrame(rows).fillna("")
     raise UserError(f"holds no list of objects with the key {gene!r}", path=path)
 
 

@@ -36,8 +36,6 @@ class DenseMatrix(Matrix):
     """
 
     def __init__(self, path: Path, table: Any, *, name: str, cells_in_rows: bool) -> None:
-        if isinstance(table, h5py.Dataset):
-            table = plain(table)
         self.path, self.name, self._table, self._rows = path, name, table, cells_in_rows
         shape = tuple(map(int, table.shape))
         self._dtype = np.dtype(table.dtype)
@@ -51,7 +49,17 @@ class DenseMatrix(Matrix):
         chunks = table.chunks or (1, max(shape[1], 1))
         self._chunks = tuple(max(1, min(int(c), n)) for c, n in zip(chunks, shape, strict=True))
         self._spill: Spill | None = None
-        self._direct = open_chunks(table, cells_in_rows=cells_in_rows)
+        self._direct: ChunkReader | None = None
+        self._opened = False
+
+    def _open(self) -> None:
+        """Get hold of the table in the quickest way there is."""
+        if self._opened:
+            return
+        self._opened = True
+        if isinstance(self._table, h5py.Dataset):
+            self._table = plain(self._table)
+        self._direct = open_chunks(self._table, cells_in_rows=self._rows)
 
     def _cell_bytes(self) -> int:
         return max(1, self.n_features * self._dtype.itemsize)
@@ -73,6 +81,7 @@ class DenseMatrix(Matrix):
 
     def head(self) -> Head:
         """The values of the first cells, or of the first genes where those are cheaper to read."""
+        self._open()
         if self._direct is not None:
             indptr, indices, values = self._direct.read(0)
             return Head(values, _locator(0, indptr, indices), True)
@@ -91,6 +100,7 @@ class DenseMatrix(Matrix):
 
     def blocks(self, max_bytes: int, check: Checker) -> Iterator[Block]:
         """All cells in order."""
+        self._open()
         if self._direct is not None:
             for lo, indptr, indices, values in _gathered(self._direct, max_bytes):
                 yield from _checked(lo, indptr, indices, values, check, max_bytes)

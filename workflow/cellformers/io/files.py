@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cellformers import __version__
-from cellformers.errors import DISK_FULL, UserError
+from cellformers.errors import DiskFullError, UserError, full_disk
 from cellformers.io.pages import asked_for, most
 
 METADATA_KEY = b"cellformers"
 NAMES_AT_ONCE = 1 << 16
+NAMES = ("alias", "cell_id", "gene_id")
 MAX_JSON = 256 << 20  # the split of a million cells into five folds has half of it
 MAX_NODES = 4_000_000  # lists and objects in a JSON file
 # What code raises over files that are damaged, or no files of its kind at all.
@@ -36,8 +38,8 @@ DAMAGES = (
 )  # fmt: skip
 
 
-_own: set[Path] = set()
-"""Parts that this process writes at present."""
+_own: dict[Path, Path] = {}
+"""Parts that this process writes at present, and what they are to become."""
 
 
 def _alive(pid: int) -> bool:
@@ -73,13 +75,21 @@ def _remove(part: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def _full(target: Path, error: BaseException, number: int) -> DiskFullError:
+    """Of several files that are written at once, the one that the error is about, by its final name."""
+    named = next((whole for part, whole in _own.items() if str(part) in str(error)), target)
+    for part, whole in reversed(_own.items()):
+        if named.is_relative_to(part):
+            named = whole / named.relative_to(part)
+    return DiskFullError(
+        f"can't be written ({os.strerror(number)})", path=named, fix="make room, or choose another --output"
+    )
+
+
 def _unwritable(target: Path, error: OSError) -> UserError:
-    if error.errno in DISK_FULL:
-        return UserError(
-            f"can't be written ({os.strerror(error.errno)})",
-            path=target,
-            fix="make room, or choose another --output",
-        )
+    number = full_disk(error)
+    if number is not None:
+        return _full(target, error, number)
     return UserError(
         f"can't write here ({error.strerror or error})",
         path=target,
@@ -89,13 +99,34 @@ def _unwritable(target: Path, error: OSError) -> UserError:
 
 @contextmanager
 def _disk_may_be_full(target: Path) -> Iterator[None]:
-    """Say so in one line, with the name of the file that was asked for; libraries name none or a temporary one."""
+    """Say so in one line, with the name of the file that was asked for; libraries name none or a temporary one.
+
+    HDF5 can only mention a write that fails as a handle goes: such a file must not pass for whole.
+    """
+    lost: list[tuple[BaseException, int]] = []
+    before = sys.unraisablehook
+
+    def note(found: "sys.UnraisableHookArgs") -> None:
+        number = full_disk(found.exc_value)
+        if found.exc_value is not None and number is not None:
+            lost.append((found.exc_value, number))
+        else:
+            before(found)
+
+    sys.unraisablehook = note
     try:
         yield
-    except OSError as error:
-        if error.errno not in DISK_FULL:
+    except UserError:
+        raise
+    except Exception as error:
+        number = full_disk(error)
+        if number is None:
             raise
-        raise _unwritable(target, error) from error
+        raise _full(target, error, number) from error
+    finally:
+        sys.unraisablehook = before
+    if lost:
+        raise _full(target, *lost[0]) from lost[0][0]
 
 
 def _refuse_folder(target: Path) -> None:
@@ -112,7 +143,7 @@ def _part(target: Path, *, folder: bool = False, file_wanted: bool = False) -> I
     What is left of it at the end goes. It is made after its name is known, so that a signal finds none without owner.
     """
     part = target.parent / f".part-{os.getpid()}-{secrets.token_hex(4)}-{target.name}"
-    _own.add(part)
+    _own[part] = target
     try:
         try:
             _prepare(target)
@@ -127,7 +158,7 @@ def _part(target: Path, *, folder: bool = False, file_wanted: bool = False) -> I
         yield part
     finally:
         _remove(part)
-        _own.discard(part)
+        _own.pop(part, None)
 
 
 @contextmanager
@@ -140,9 +171,10 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         If the folder of `target` can't be made or written to, or the disk is full.
     """
     target = Path(target)
-    with _part(target, file_wanted=True) as part, _disk_may_be_full(target):
+    with _part(target, file_wanted=True) as part:
         mode = part.stat().st_mode
-        yield part
+        with _disk_may_be_full(target):
+            yield part
         os.chmod(part, mode)  # some writers put a private file of their own in its place
         os.replace(part, target)
 
@@ -151,8 +183,9 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
 def atomic_dir(target: str | Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces the folder `target` when the block ends, and vanishes if it fails."""
     target = Path(target)
-    with _part(target, folder=True) as part, _disk_may_be_full(target):
-        yield part
+    with _part(target, folder=True) as part:
+        with _disk_may_be_full(target):
+            yield part
         if target.is_dir():
             _replace_folder(target, part)
         elif target.exists():
@@ -205,7 +238,7 @@ def whole(path: str | Path, *, fix: str = "make it again") -> Iterator[None]:
     try:
         yield
     except DAMAGES as error:
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
+        if full_disk(error):
             raise
         text = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"damaged, or another file than expected ({text})", path=path, fix=fix) from error
@@ -255,6 +288,9 @@ def open_parquet(path: str | Path) -> pq.ParquetFile:
         raise UserError("not a readable Parquet file (truncated?)", path=path, fix="make it again") from error
     try:
         with whole(path):
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise ValueError("it has two columns of one name")
             asked_for(path, file)
     except BaseException:
         file.close()
@@ -263,7 +299,10 @@ def open_parquet(path: str | Path) -> pq.ParquetFile:
 
 
 def read_table(path: str | Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet table; UserError where it is missing, broken or lacks one of `columns`."""
+    """Read a Parquet table; UserError where it is missing, broken or lacks one of `columns`.
+
+    Names of cells and genes that are asked for come as string[n], without nulls.
+    """
     path = Path(path)
     with open_parquet(path) as file, whole(path):
         for column in columns or ():
@@ -279,7 +318,18 @@ def read_table(path: str | Path, columns: list[str] | None = None) -> pa.Table:
             raise ValueError(f"it would take {total / 1e9:.1f} GB of memory")
         table = file.read(columns=columns)
         table.validate(full=True)
+        for place, column in enumerate(columns or ()):
+            if column in NAMES:
+                table = table.set_column(place, column, _names(table[column], column))
         return table
+
+
+def _names(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """A column of names of cells or genes as string[n]."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)) or column.null_count:
+        raise ValueError(f"its column {name!r} is not a name in every row")
+    return column if pa.types.is_string(column.type) else column.cast(pa.string())
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import numpy as np
 from cellformers.errors import UserError
 from cellformers.io.hdf5 import child as hdf5_child
 from cellformers.io.names import Strings, as_strings
+from cellformers.io.source import MOST_NAMES
+from cellformers.io.stretch import check_stored
 
 Array = np.ndarray[Any, Any]
 
@@ -20,6 +22,11 @@ Array = np.ndarray[Any, Any]
 def is_group(node: Any) -> bool:
     """Whether an h5py or zarr object holds others."""
     return hasattr(node, "keys")
+
+
+def one_dimensional(node: Any) -> bool:
+    """Whether an h5py or zarr object is an array of one dimension."""
+    return node is not None and not is_group(node) and len(node.shape or ()) == 1
 
 
 def child(node: Any, name: str) -> Any:
@@ -35,7 +42,10 @@ def child(node: Any, name: str) -> Any:
 
 def attribute(node: Any, name: str, default: Any = None) -> Any:
     """An attribute, bytes decoded."""
-    value = node.attrs.get(name, default)
+    try:
+        value = node.attrs.get(name, default)
+    except (TypeError, ValueError) as error:  # a type that numpy doesn't have
+        raise OSError(f"attribute {name!r} can't be read: {error}") from error
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
@@ -50,7 +60,16 @@ def texts(values: Any) -> Strings:
 def values_of(array: Any, lo: int = 0, hi: int | None = None) -> Array:
     """Items of a one-dimensional array: numbers as they are, strings as object."""
     part = np.asarray(array[lo:hi])
-    return part if part.dtype.kind in "biufc" else texts(part)
+    if part.dtype.kind == "f" and part.dtype.itemsize > 8:
+        return part.astype(np.float64)
+    return part if part.dtype.kind in "biuf" else texts(part)
+
+
+def column_of(node: Any, *, most: int = MOST_NAMES) -> Array | None:
+    """All items of a one-dimensional array as `values_of` gives them; None where it is none, or longer than `most`."""
+    if not one_dimensional(node) or node.shape[0] > most:
+        return None
+    return values_of(node)
 
 
 class Frame:
@@ -62,6 +81,11 @@ class Frame:
         The file's root group (for categories kept in `uns`).
     name
         Where the frame is: "obs", "raw/var".
+
+    Raises
+    ------
+    UserError
+        If there is no such frame, or it has no index.
     """
 
     def __init__(self, root: Any, name: str, path: Path) -> None:
@@ -77,20 +101,21 @@ class Frame:
                 if child(self._node, self.index_name) is None:
                     self.index_name = fallback
             index = child(self._node, self.index_name)
-            if index is None:
-                raise UserError(f"{name} has no index", path=path, fix="write the file again with anndata")
             self._index = child(index, "values") if is_group(index) else index
             order = attribute(self._node, "column-order")
-            listed = list(self._node.keys()) if order is None else [str(c) for c in texts(order)]
-            self.columns = [c for c in listed if c not in (self.index_name, "__categories")]
-            self.n = int(self._index.shape[0])
+            listed = list(self._node.keys()) if order is None else texts(np.atleast_1d(order)).tolist()
+            self.columns = [c for c in dict.fromkeys(listed) if c not in (self.index_name, "__categories")]
         elif self._node.dtype.names:
             fields = self._node.dtype.names
             self.index_name = next((f for f in ("index", "_index") if f in fields), fields[0])
             self.columns = [f for f in fields if f != self.index_name]
-            self.n = int(self._node.shape[0])
+            self._index = self._node
         else:
             raise UserError(f"{name} is no data frame", path=path, fix="write the file again with anndata")
+        if not one_dimensional(self._index):
+            raise UserError(f"{name} has no index", path=path, fix="write the file again with anndata")
+        check_stored(self._index)
+        self.n = int(self._index.shape[0])
 
     def index(self, lo: int = 0, hi: int | None = None) -> Strings:
         """Names of rows lo to hi."""
@@ -102,7 +127,10 @@ class Frame:
         """A column as strings, "" where a value is missing."""
         if column == self.index_name:
             return self.index()
-        codes, categories, mask = self._parts(column)
+        try:
+            codes, categories, mask = self._parts(column)
+        except _UnknownEncodingError as error:
+            raise self._broken(column, str(error)) from error
         if categories is not None:
             return as_strings("" if c < 0 else categories[c] for c in codes.tolist())
         return as_strings(
@@ -121,17 +149,15 @@ class Frame:
         except _UnknownEncodingError:
             return None
         if categories is not None:
-            values = codes.astype(np.int64)
             if len(set(map(str, categories))) < len(categories):
-                return as_strings(None if c < 0 else categories[c] for c in values)
-            return pd.Categorical.from_codes(values, categories=categories)
+                return as_strings(None if c < 0 else categories[c] for c in codes)
+            return pd.Categorical.from_codes(codes, categories=categories)
         if mask is None:
             return codes
-        mask = np.asarray(mask, dtype=bool)
         if codes.dtype.kind == "b":
             return pd.arrays.BooleanArray(codes.astype(bool), mask)
         if codes.dtype.kind in "iu":
-            return pd.arrays.IntegerArray(codes, mask)
+            return pd.arrays.IntegerArray(codes.astype(codes.dtype.newbyteorder("=")), mask)
         return as_strings(None if missing else v for v, missing in zip(codes.tolist(), mask, strict=True))
 
     def read(self) -> dict[str, Any]:
@@ -142,13 +168,13 @@ class Frame:
         }
 
     def _parts(self, column: str) -> tuple[Array, Any, Any]:
-        """(codes, categories, None) of a categorical, (values, None, mask or None) of anything else."""
+        """(codes, categories, None) of a categorical, (values, None, mask or None) of anything else; all of n rows."""
         if not is_group(self._node):
             values = self._node[:][column]
             categories = child(self._root, f"uns/{column}_categories")
             values = values if values.dtype.kind in "biuf" else texts(values)
             if categories is not None and values.dtype.kind in "iu":
-                return values, texts(np.atleast_1d(np.asarray(categories[()]))), None
+                return self._coded(column, values, texts(np.atleast_1d(np.asarray(categories[()]))))
             return values, None, None
         node = child(self._node, column)
         if node is None:
@@ -156,22 +182,43 @@ class Frame:
         if is_group(node):
             parts = {key: child(node, key) for key in ("codes", "categories", "values", "mask")}
             if parts["codes"] is not None and parts["categories"] is not None:
-                return values_of(parts["codes"]), _categories(parts["categories"]), None
+                return self._coded(column, self._rows(parts["codes"]), _categories(parts["categories"]))
             if parts["values"] is not None and parts["mask"] is not None:
-                return values_of(parts["values"]), None, np.asarray(parts["mask"][:], dtype=bool)
-            raise _UnknownEncodingError(column)
-        if len(node.shape) != 1:
-            raise _UnknownEncodingError(column)
+                return self._rows(parts["values"]), None, self._rows(parts["mask"]).astype(bool)
+            raise _UnknownEncodingError("of an unknown encoding")
+        values = self._rows(node)
         old = child(self._node, f"__categories/{column}")
-        return values_of(node), None if old is None else _categories(old), None
+        return (values, None, None) if old is None else self._coded(column, values, _categories(old))
+
+    def _rows(self, node: Any) -> Array:
+        """Items of an array that must have one for each row."""
+        values = column_of(node, most=self.n)
+        if values is None or len(values) != self.n:
+            raise _UnknownEncodingError(f"not of {self.n} values")
+        return values
+
+    def _coded(self, column: str, codes: Array, categories: Array | None) -> tuple[Array, Array, None]:
+        """A categorical, checked: codes are int64 from -1 to below the number of categories."""
+        if categories is None or codes.dtype.kind not in "iu":
+            raise _UnknownEncodingError("no categorical")
+        if len(codes) and (int(codes.min()) < -1 or int(codes.max()) >= len(categories)):
+            raise self._broken(column, f"numbers of categories outside of {len(categories)}")
+        return codes.astype(np.int64), categories, None
+
+    def _broken(self, column: str, what: str) -> UserError:
+        return UserError(
+            f"column {column!r} of {self.name} is damaged: {what}",
+            path=self.path,
+            fix="write or download the file again",
+        )
 
 
 class _UnknownEncodingError(Exception):
     """A column in an encoding that is not known here; obs goes without it."""
 
 
-def _categories(node: Any) -> Any:
-    return values_of(child(node, "values") if is_group(node) else node)
+def _categories(node: Any) -> Array | None:
+    return column_of(child(node, "values") if is_group(node) else node)
 
 
 def _missing(values: Array) -> Iterable[bool]:

@@ -7,16 +7,16 @@ Where X holds no counts but `raw/X` or `layers["counts"]` does (as CELLxGENE has
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cellformers.errors import UserError, did_you_mean
 from cellformers.io import hdf5
 from cellformers.io.dense import DenseMatrix
-from cellformers.io.frames import Frame, attribute, child, is_group
+from cellformers.io.frames import Frame, attribute, child, is_group, one_dimensional
 from cellformers.io.names import as_pass, cell_names, choose_features
-from cellformers.io.source import CountSource, Matrix, ReadOptions, check_size
+from cellformers.io.source import CountSource, Matrix, ReadOptions, check_cells, check_size
 from cellformers.io.sparse import CscMatrix, CsrMatrix
 from cellformers.io.stretch import Stretch
 from cellformers.io.validate import to_counts
@@ -45,8 +45,7 @@ def open_anndata(
     """
     notes: list[str] = []
     obs = Frame(root, "obs", path)
-    where = _choose(root, path, options, stretch, notes)
-    matrix = _matrix(root, where, path, stretch)
+    matrix, where = _choose(_Matrices(root, path, obs.n, stretch), options, notes)
     raw_var = {"raw/X": "raw/var", "raw.X": "raw.var"}.get(where)
     var = Frame(root, raw_var or "var", path)
     check_size(matrix, obs.n, var.n, path)
@@ -101,17 +100,26 @@ def _elsewhere(root: Any) -> str:
     return f"name the raw counts with layer: or raw: true (layers: {layers}; raw: {'yes' if _raw(root) else 'none'})"
 
 
-def _choose(
-    root: Any, path: Path, options: ReadOptions, stretch: Callable[[Any], Stretch], notes: list[str]
-) -> str:
-    """Where the counts are: "X", "raw/X", "layers/..."."""
+class _Matrices(NamedTuple):
+    """What is needed to open a matrix of a file."""
+
+    root: Any
+    path: Path
+    n_cells: int
+    """How many cells have names: what each matrix must have."""
+    stretch: Callable[[Any], Stretch]
+
+
+def _choose(file: _Matrices, options: ReadOptions, notes: list[str]) -> tuple[Matrix, str]:
+    """Where the counts are: "X", "raw/X", "layers/..."; the matrix, opened."""
+    root, path = file.root, file.path
     raw = _raw(root)
     if options.raw:
         if raw is None:
             raise UserError(
                 "has no raw", path=path, fix=f"leave out raw: true (layers: {_listed(_layers(root))})"
             )
-        return raw
+        return _matrix(file, raw), raw
     if options.layer is not None and options.layer != "X":
         layers = _layers(root)
         if options.layer not in layers:
@@ -120,24 +128,25 @@ def _choose(
                 path=path,
                 fix="layer: " + did_you_mean(options.layer, layers),
             )
-        return f"layers/{options.layer}"
-    there = child(root, "X") is not None
-    if options.layer == "X" or (there and _holds_counts(_matrix(root, "X", path, stretch))):
-        if not there:
-            raise UserError("has no X", path=path, fix=_elsewhere(root))
-        return "X"
+        return _matrix(file, f"layers/{options.layer}"), f"layers/{options.layer}"
+    X = None if child(root, "X") is None else _matrix(file, "X")
+    if X is not None and (options.layer == "X" or _holds_counts(X)):
+        return X, "X"
+    if options.layer == "X":
+        raise UserError("has no X", path=path, fix=_elsewhere(root))
     counts = "layers/counts" if "counts" in _layers(root) else None
     for other in (raw, counts):
         if other is not None:
-            matrix = _matrix(root, other, path, stretch)
+            matrix = _matrix(file, other)
             if _holds_counts(matrix):
                 notes.append(
-                    f"X {'holds no counts' if there else 'is missing'}; {matrix.name} does and is used"
+                    f"X {'is missing' if X is None else 'holds no counts'}; {matrix.name} does and is used"
                 )
-                return other
-    if not there:
+                return matrix, other
+            matrix.close()
+    if X is None:
         raise UserError("has no X", path=path, fix=_elsewhere(root))
-    return "X"  # opening it refuses what it holds, or rounds it
+    return X, "X"  # opening it refuses what it holds, or rounds it
 
 
 def _listed(names: list[str]) -> str:
@@ -147,37 +156,48 @@ def _listed(names: list[str]) -> str:
 def _holds_counts(matrix: Matrix) -> bool:
     if matrix.n_cells == 0 or matrix.n_features == 0:
         return True
-    values = matrix.head().values
-    return to_counts(values) is not None
+    try:
+        values = matrix.head().values
+        return to_counts(values) is not None
+    except BaseException:
+        matrix.close()
+        raise
 
 
-def _matrix(root: Any, where: str, path: Path, stretch: Callable[[Any], Stretch]) -> Matrix:
-    node = child(root, where)
+def _matrix(file: _Matrices, where: str) -> Matrix:
+    path, node = file.path, child(file.root, where)
     name = (
         f"layers[{where.removeprefix('layers/')!r}]"
         if where.startswith("layers/")
         else where.replace(".", "/")
     )
+    if node is None:
+        raise UserError(f"{name} leads nowhere", path=path, fix="write the file again with anndata")
     if not is_group(node):
-        return DenseMatrix(path, node, name=name, cells_in_rows=True)
+        matrix = DenseMatrix(path, node, name=name, cells_in_rows=True)
+        check_cells(matrix.name, (matrix.n_cells, matrix.n_features), file.n_cells, path)
+        return matrix
     kind = str(attribute(node, "encoding-type") or attribute(node, "h5sparse_format") or "")
     shape = attribute(node, "shape")
     shape = attribute(node, "h5sparse_shape") if shape is None else shape
     parts = {part: child(node, part) for part in ("indptr", "indices", "data")}
-    absent = [part for part, value in parts.items() if value is None or is_group(value)]
-    if absent or shape is None or len(shape) != 2 or kind[:3] not in ("csr", "csc"):
-        lacking = ", ".join(absent) or ("its shape" if shape is None else "a known encoding")
+    absent = [part for part, value in parts.items() if not one_dimensional(value)]
+    sizes = np.asarray(shape)
+    good = sizes.shape == (2,) and sizes.dtype.kind in "iuf" and bool(((sizes >= 0) & (sizes < 2**31)).all())
+    if absent or not good or kind[:3] not in ("csr", "csc"):
+        lacking = ", ".join(absent) or ("a known encoding" if good else "a possible shape")
         raise UserError(
             f"{name} is no count matrix (without {lacking})",
             path=path,
             fix="write the file again with anndata",
         )
+    check_cells(name, (int(sizes[0]), int(sizes[1])), file.n_cells, path)
     layout = CsrMatrix if kind.startswith("csr") else CscMatrix
     return layout(
         path,
         name=name,
-        shape=(int(shape[0]), int(shape[1])),
-        indptr=np.asarray(parts["indptr"][:]),
-        indices=stretch(parts["indices"]),
-        data=stretch(parts["data"]),
+        shape=(int(sizes[0]), int(sizes[1])),
+        indptr=parts["indptr"],
+        indices=file.stretch(parts["indices"]),
+        data=file.stretch(parts["data"]),
     )

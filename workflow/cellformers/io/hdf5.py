@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from cellformers.errors import UserError
-from cellformers.io.stretch import ChunkedStretch, Stretch
+from cellformers.io.stretch import ChunkedStretch, Stretch, check_chunk
 
 Array = np.ndarray[Any, Any]
 _SMALL_CHUNK = 1 << 16  # bytes; below, a call for each costs more than it saves
@@ -45,7 +45,7 @@ class _Checked(io.FileIO):
         with memoryview(buffer) as view:
             while n < len(view) and (got := super().readinto(view[n:])):
                 n += got
-            if view[:4] == b"GCOL":
+            if bytes(view[:4]) == b"GCOL":
                 _check_heap(bytes(view[:n]))
         return n
 
@@ -80,7 +80,7 @@ def plain(dataset: h5py.Dataset) -> h5py.Dataset:
     return h5py.File(path_of(dataset), "r")[dataset.name]
 
 
-def close_plain(dataset: h5py.Dataset) -> None:
+def close_plain(dataset: h5py.Dataset | None) -> None:
     """Close the file that `plain` opened."""
     if dataset and dataset.file.driver != "fileobj":
         dataset.file.close()
@@ -141,6 +141,10 @@ def child(node: Any, name: str, *, depth: int = 0) -> Any:
             node = node[part]
     if isinstance(node, h5py.Dataset):
         _refuse_outside(node)
+        try:
+            check_chunk(node.chunks, node.dtype.itemsize)
+        except TypeError as error:  # a type that numpy doesn't have
+            raise OSError(f"{node.name} can't be read: {error}") from error
     return node
 
 
@@ -198,23 +202,26 @@ class StoredStretch:
 
 
 class _ChunkedStretch(ChunkedStretch):
-    """The library's way into a one-dimensional dataset, which it opened for this."""
+    """The library's way into a one-dimensional dataset, opened for this when it is read first."""
+
+    _plain: Any = None
+
+    def read(self, lo: int, hi: int, scratch: Array | None = None) -> Array:
+        """Items lo to hi."""
+        if self._plain is None:
+            self._plain = self._array = plain(self._array)
+        return super().read(lo, hi, scratch)
 
     def close(self) -> None:
         """Close the second handle on the file."""
         super().close()
-        close_plain(self._array)
+        close_plain(self._plain)
 
 
 def stretch(dataset: h5py.Dataset) -> Stretch:
     """The quickest way to read stretches of a one-dimensional dataset."""
-    dataset = plain(dataset)
     offsets = _offsets(dataset)
-    if offsets is None:
-        return _ChunkedStretch(dataset)
-    found = StoredStretch(dataset, offsets)
-    close_plain(dataset)
-    return found
+    return _ChunkedStretch(dataset) if offsets is None else StoredStretch(dataset, offsets)
 
 
 def stored_as_is(dataset: h5py.Dataset) -> bool:
@@ -236,7 +243,7 @@ def _offsets(dataset: h5py.Dataset) -> Array | None:
         or dataset.size == 0
         or plist.get_nfilters()
         or dataset.file.userblock_size
-        or dataset.file.driver not in ("sec2", "stdio")
+        or dataset.file.driver not in ("sec2", "stdio", "fileobj")
     ):
         return None
     layout = plist.get_layout()

@@ -14,9 +14,10 @@ import numpy as np
 from cellformers.errors import UserError, did_you_mean
 from cellformers.io import hdf5
 from cellformers.io.dense import DenseMatrix
-from cellformers.io.frames import texts, values_of
+from cellformers.io.frames import one_dimensional, texts, values_of
 from cellformers.io.names import Strings, as_pass, as_strings, cell_names, choose_features
 from cellformers.io.source import CountSource, ReadOptions, check_size
+from cellformers.io.stretch import check_stored
 
 CELL_NAMES = (
     "cellid",
@@ -69,9 +70,13 @@ def _open(root: Any, path: Path, options: ReadOptions) -> CountSource:
                 fix="layer: " + did_you_mean(str(options.layer), known),
             )
         where, name = f"layers/{options.layer}", f"layers[{options.layer!r}]"
-    matrix = DenseMatrix(path, hdf5.child(root, where), name=name, cells_in_rows=False)
-    rows, columns = _attributes(root, "row_attrs"), _attributes(root, "col_attrs")
+    table = hdf5.child(root, where)
+    if not isinstance(table, h5py.Dataset):
+        raise UserError(f"{name} is no table", path=path, fix="write the file again")
+    matrix = DenseMatrix(path, table, name=name, cells_in_rows=False)
     n_genes, n_cells = matrix.n_features, matrix.n_cells
+    rows = _attributes(root, "row_attrs", n_genes)
+    columns = _attributes(root, "col_attrs", n_cells)
 
     def row(attribute: str) -> Strings:
         values = values_of(rows[attribute])
@@ -80,13 +85,13 @@ def _open(root: Any, path: Path, options: ReadOptions) -> CountSource:
     index_name = _called(rows, GENE_NAMES)
     if options.gene_column in rows:
         index_name = options.gene_column
-    if index_name is None and not any(len(node.shape) == 1 for node in rows.values()):
+    if index_name is None and not rows:
         raise UserError("has no names of genes (row_attrs is empty)", path=path, fix="write the file again")
     # numbers stand in where no attribute has a name for genes; an id column is still found by its values
     index = row(index_name) if index_name is not None else as_strings(map(str, range(n_genes)))
     ids, symbols = choose_features(
         index,
-        [a for a, node in rows.items() if len(node.shape) == 1 and len(node) == len(index)],
+        list(rows),
         row,
         requested=options.gene_column,
         path=path,
@@ -102,6 +107,7 @@ def _open(root: Any, path: Path, options: ReadOptions) -> CountSource:
         what = "no column attribute names the cells" if cell is None else f"has no cell column {cell!r}"
         raise UserError(what, path=path, fix="cell_column: " + did_you_mean(cell or "", columns))
     check_size(matrix, len(columns[cell]), len(ids), path)
+    check_stored(columns[cell])
     names = cell_names(
         n_cells,
         lambda lo, hi: texts(columns[cell][lo:hi]),
@@ -119,18 +125,31 @@ def _open(root: Any, path: Path, options: ReadOptions) -> CountSource:
         notes=notes,
         elsewhere=f"name the raw counts with layer: (layers: {', '.join(known) or 'none'})",
         options=options,
-        read_obs=lambda: {
-            a: _column(node) for a, node in columns.items() if node.shape == (n_cells,) and a != cell
-        },
+        read_obs=lambda: {a: _column(node) for a, node in columns.items() if a != cell},
     )
 
 
-def _attributes(root: Any, group: str) -> dict[str, Any]:
+def _attributes(root: Any, group: str, n: int) -> dict[str, Any]:
+    """What a loom file says about its genes or its cells: arrays of `n` values.
+
+    Raises
+    ------
+    UserError
+        If one of them has another number of values.
+    """
     node = hdf5.child(root, group)
     if not isinstance(node, h5py.Group):
         return {}
     children = {name: hdf5.child(node, name) for name in node}
-    return {name: c for name, c in children.items() if isinstance(c, h5py.Dataset) and len(c.shape) >= 1}
+    found = {name: c for name, c in children.items() if one_dimensional(c)}
+    for name, column in found.items():
+        if len(column) != n:
+            raise UserError(
+                f"{group}/{name} has {len(column)} values where there are {n}",
+                path=hdf5.path_of(root),
+                fix="write or download the file again",
+            )
+    return found
 
 
 def _column(node: Any) -> Any:
@@ -138,8 +157,8 @@ def _column(node: Any) -> Any:
 
     Of millions of cells each has one of a few dozen types or donors: a text for each cell would fill the memory.
     """
-    if node.dtype.kind in "biufc":
-        return np.asarray(node[:])
+    if node.dtype.kind in "biuf":
+        return values_of(node)
     known: dict[Any, str] = {}
     out = np.empty(len(node), dtype=object)
     for lo in range(0, len(node), _CELLS_AT_A_TIME):

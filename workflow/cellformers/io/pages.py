@@ -109,9 +109,12 @@ def _pages(data: mmap.mmap, column: pq.ColumnChunkMetaData) -> list[_Page]:
     """The pages of a column of a row group; ValueError where they are not within the file."""
     if not column.total_compressed_size:
         return []
-    starts = [column.data_page_offset]
+    # a column without values may have a dictionary and no other page
+    starts = [column.data_page_offset] if column.data_page_offset or column.num_values else []
     if column.has_dictionary_page and column.dictionary_page_offset:
         starts.append(column.dictionary_page_offset)
+    if not starts:
+        return []
     at = min(starts)
     end = at + column.total_compressed_size
     if not 0 < at <= end <= len(data):

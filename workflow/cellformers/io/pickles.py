@@ -1,9 +1,9 @@
 """Dictionaries out of pickles that were downloaded, without running what a pickle can ask for.
 
 A pickle is a program: it may import any function and call it, and ask for any amount of memory. This unpickler reads
-its opcodes first, and refuses all but those of builtin containers and numbers. It knows two functions, the ones a
-numpy scalar is made of, and has its own harmless versions of both; everything else is refused by name. What comes out
-is a dict of str to int, float or str (`read_dictionary`), or to lists of str (`read_lists`).
+its opcodes first, and refuses all but those of builtin containers and numbers. It knows the functions that sets and
+numpy scalars are made of, and has its own harmless versions of them; everything else is refused by name. What comes
+out is a dict of str to int, float or str (`read_dictionary`), or to lists of str (`read_lists`).
 """
 
 import io
@@ -62,7 +62,16 @@ def _scalar(dtype: _Dtype, content: bytes) -> int | float:
     return value[0].item()
 
 
+def _set(items: list[Any]) -> set[Any]:
+    """A set of what a list holds, as older protocols write it."""
+    if not isinstance(items, list):
+        raise _ForbiddenError(f"a set of a {type(items).__name__}")
+    return set(items)
+
+
 _KNOWN: dict[tuple[str, str], Any] = {
+    ("builtins", "set"): _set,
+    ("__builtin__", "set"): _set,
     ("numpy", "dtype"): _Dtype,
     ("numpy.core.multiarray", "scalar"): _scalar,  # numpy 1
     ("numpy._core.multiarray", "scalar"): _scalar,  # numpy 2
@@ -70,7 +79,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builtin containers and numbers come by opcodes; of functions there are two."""
+    """Builtin containers and numbers come by opcodes; of functions there are those of sets and numpy scalars."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:

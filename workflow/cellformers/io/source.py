@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 DEFAULT_BLOCK = 16 << 20
+MOST_NAMES = 10_000_000
+"""Genes, or categories of a column, that a file may have."""
 
 
 class Block(NamedTuple):
@@ -215,10 +217,31 @@ def check_size(matrix: Matrix, n_names: int, n_features: int, path: Path) -> Non
             path=path,
             fix="give a file with counts",
         )
-    if (n_names, n_features) != (matrix.n_cells, matrix.n_features):
+    check_cells(matrix.name, (matrix.n_cells, matrix.n_features), n_names, path)
+    if n_features != matrix.n_features:
         raise UserError(
             f"{matrix.name} is {matrix.n_cells} cells x {matrix.n_features} genes, but there are names of "
-            f"{n_names} cells and {n_features} genes",
+            f"{n_features} genes",
+            path=path,
+            fix="the file is damaged or belongs to other name files",
+        )
+
+
+def check_cells(name: str, shape: tuple[int, int], n_names: int, path: Path) -> None:
+    """Refuse a matrix whose cells are not as many as their names, or that has more genes than there can be.
+
+    Raises
+    ------
+    UserError
+        In those cases.
+    """
+    if shape[1] > MOST_NAMES:
+        raise UserError(
+            f"{name} has {shape[1]:,} genes", path=path, fix="is it the right file? genes are columns"
+        )
+    if n_names != shape[0]:
+        raise UserError(
+            f"{name} is {shape[0]} cells x {shape[1]} genes, but there are names of {n_names} cells",
             path=path,
             fix="the file is damaged or belongs to other name files",
         )

@@ -24,6 +24,8 @@ class _Compressed(Matrix):
     ----------
     shape
         Cells, features.
+    indptr
+        One-dimensional array of h5py, zarr or numpy.
     position
         int32[features of the file]: number of each feature among those kept, -1 for the others; None keeps all.
         `shape` then counts those kept.
@@ -37,7 +39,7 @@ class _Compressed(Matrix):
         *,
         name: str,
         shape: tuple[int, int],
-        indptr: Array,
+        indptr: Any,
         indices: Stretch,
         data: Stretch,
         position: Array | None = None,
@@ -51,10 +53,10 @@ class _Compressed(Matrix):
         self._indices, self._data = indices, data
         if data.dtype.kind not in "biuf" or indices.dtype.kind not in "iu" or indptr.dtype.kind not in "iu":
             raise self._damaged(f"data are {data.dtype}, indices {indices.dtype}, indptr {indptr.dtype}")
-        self._indptr = indptr.astype(np.int64, copy=False)
         if len(indptr) != self._major + 1:
             raise self._damaged(f"indptr has {len(indptr)} entries where {self._major + 1} belong")
-        if self._indptr[0] != 0 or (np.diff(self._indptr) < 0).any():
+        self._indptr = np.asarray(indptr[:]).astype(np.int64, copy=False)
+        if self._indptr[0] != 0 or (self._indptr[1:] < self._indptr[:-1]).any():
             raise self._damaged("indptr does not start at 0 or decreases")
         if not self._indptr[-1] == indices.size == data.size:
             raise self._damaged(

@@ -1,10 +1,32 @@
 """Reading a stretch of a long one-dimensional array, whatever library holds it."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+_MOST_CHUNK = 512 << 20  # bytes; a chunk is unpacked whole
+_MOST_PACKED = 1100  # times smaller than what it holds: more than deflate can
+
+
+def check_chunk(chunks: Sequence[int] | None, itemsize: int) -> None:
+    """OSError where an array is stored in chunks too large to be held."""
+    size = math.prod(chunks) * itemsize if chunks else 0
+    if size > _MOST_CHUNK:
+        raise OSError(f"it is stored in chunks of {size / 2**30:.1f} GiB; write it with chunks under 0.5")
+
+
+def check_stored(array: Any) -> None:
+    """OSError where an array of names declares many more than what is stored of them can hold.
+
+    For h5py's datasets and what `zarr` wraps. Where nothing is stored, every item is the same fill value: no names.
+    """
+    size = math.prod(array.shape) * array.dtype.itemsize
+    stored = array.id.get_storage_size() if hasattr(array, "id") else array.stored_bytes()
+    if size > _MOST_PACKED * (stored + 1024):
+        raise OSError(f"{math.prod(array.shape):,} names are declared, {stored:,} bytes are stored of them")
 
 
 class Stretch(Protocol):
@@ -21,13 +43,14 @@ class Stretch(Protocol):
 
 
 class ChunkedStretch:
-    """An h5py or zarr array read in whole chunks; the last chunk is kept, so that none is decompressed twice."""
+    """An h5py or wrapped zarr array read in whole chunks; the last is kept, so that none is decompressed twice."""
 
     def __init__(self, array: Any) -> None:
         self._array = array
         self.dtype = np.dtype(array.dtype)
         self.size = int(array.shape[0])
-        chunks = getattr(array, "shards", None) or array.chunks
+        chunks = array.chunks
+        check_chunk(chunks, self.dtype.itemsize)
         self._chunk = max(1, int(chunks[0])) if chunks else 1
         self._kept = np.empty(0, self.dtype)
         self._kept_at = 0

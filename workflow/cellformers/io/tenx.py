@@ -20,12 +20,22 @@ import numpy as np
 
 from cellformers.errors import UserError
 from cellformers.io import hdf5
-from cellformers.io.frames import texts, values_of
+from cellformers.io.frames import column_of, one_dimensional, texts, values_of
 from cellformers.io.lines import whole_lines
 from cellformers.io.names import Strings, as_strings, cell_names, strip_version
-from cellformers.io.source import Block, CountSource, Head, Matrix, ReadOptions, check_size, refuse_options
+from cellformers.io.source import (
+    Block,
+    CountSource,
+    Head,
+    Matrix,
+    ReadOptions,
+    check_cells,
+    check_size,
+    refuse_options,
+)
 from cellformers.io.sparse import CsrMatrix
 from cellformers.io.spill import Spill
+from cellformers.io.stretch import check_stored
 from cellformers.io.validate import Checker
 
 Array = np.ndarray[Any, Any]
@@ -40,7 +50,7 @@ def _kept(kinds: Strings | None, path: Path, notes: list[str]) -> Array | None:
         return None
     kept = np.flatnonzero(kinds == GENES)
     others = Counter(kind for kind in kinds if kind != GENES)
-    listed = ", ".join(f"{n} of type {kind!r}" for kind, n in sorted(others.items()))
+    listed = ", ".join(f"{n} of type {kind[:40]!r}" for kind, n in sorted(others.items())[:8])
     if len(kept) == 0:
         raise UserError(
             f"has no features of type {GENES!r} ({listed})", path=path, fix="give a gene expression matrix"
@@ -81,18 +91,24 @@ def open_tenx_h5(path: Path, options: ReadOptions) -> CountSource:
             raise UserError(
                 f"is no complete 10x file (without {', '.join(absent)})", path=path, fix="download it again"
             )
-        ids = texts(values_of(features["id"]))
-        symbols = None if features["name"] is None else texts(values_of(features["name"]))
-        kinds = None if features["feature_type"] is None else texts(values_of(features["feature_type"]))
+        n_stored, n_cells = _shape(parts, path)
+        read = {
+            name: None if node is None else column_of(node, most=n_stored) for name, node in features.items()
+        }
+        for name, node in features.items():
+            column = read[name]
+            if node is not None and (column is None or len(column) != n_stored):
+                raise UserError(
+                    f"does not hold the {name} of {n_stored} features", path=path, fix="download it again"
+                )
+        ids = texts(read["id"])
+        symbols, kinds = (None if read[k] is None else texts(read[k]) for k in ("name", "feature_type"))
         kept = _kept(kinds, path, notes)
-        n_stored, n_cells = (int(n) for n in parts["shape"][:2])
-        if len(ids) != n_stored:
-            raise UserError(f"names {len(ids)} features of {n_stored}", path=path, fix="download it again")
         matrix = CsrMatrix(
             path,
             name="matrix",
             shape=(n_cells, n_stored if kept is None else len(kept)),
-            indptr=np.asarray(parts["indptr"][:]),
+            indptr=parts["indptr"],
             indices=hdf5.stretch(parts["indices"]),
             data=hdf5.stretch(parts["data"]),
             position=_positions(kept, n_stored),
@@ -104,17 +120,38 @@ def open_tenx_h5(path: Path, options: ReadOptions) -> CountSource:
     return source
 
 
+def _shape(parts: dict[str, Any], path: Path) -> tuple[int, int]:
+    """Features and cells of a file whose parts may be anything.
+
+    Raises
+    ------
+    UserError
+        If they are not arrays of one dimension, or disagree on the number of cells.
+    """
+    wrong = [name for name, node in parts.items() if not one_dimensional(node)]
+    shape = column_of(parts["shape"], most=2) if not wrong else None
+    if shape is None or len(shape) != 2 or shape.dtype.kind not in "iu" or (shape < 0).any():
+        raise UserError(
+            f"is no 10x file (what should be its {', '.join(wrong) or 'shape'} is something else)",
+            path=path,
+            fix="download it again",
+        )
+    check_cells("matrix", (int(shape[1]), int(shape[0])), len(parts["barcodes"]), path)
+    check_stored(parts["barcodes"])
+    return int(shape[0]), int(shape[1])
+
+
 def _genome(root: Any, path: Path, notes: list[str]) -> Any:
     """The group of the one genome, or of the human one."""
     genomes = [name for name in root if hdf5.child(root, f"{name}/barcodes") is not None]
     human = [name for name in genomes if re.match(r"(GRCh|hg)\d", name, flags=re.IGNORECASE)]
     if len(genomes) > 1 and len(human) == 1:
         notes.append(f"holds several genomes ({', '.join(genomes)}); {human[0]} is read")
-        return root[human[0]]
+        return hdf5.child(root, human[0])
     if len(genomes) != 1:
         found = f"holds several genomes ({', '.join(genomes)})" if genomes else "is no 10x file"
         raise UserError(found, path=path, fix="give a file with one genome")
-    return root[genomes[0]]
+    return hdf5.child(root, genomes[0])
 
 
 def _source(

@@ -1,14 +1,110 @@
-"""AnnData zarr stores, of zarr format 2 and 3: a folder, or the same zipped."""
+"""AnnData zarr stores, of zarr format 2 and 3: a folder, or the same zipped.
 
+zarr decodes chunks with whatever codec a store names, and one of numcodecs' is pickle, which runs code: only codecs
+that compress, and those of texts, are let through. What zarr raises about a damaged store is of many kinds; here it
+becomes an OSError, which `source.reading` turns into a line.
+"""
+
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cellformers.errors import UserError
-from cellformers.io.frames import child
 from cellformers.io.h5ad import open_anndata
 from cellformers.io.source import CountSource, ReadOptions
-from cellformers.io.stretch import ChunkedStretch
+from cellformers.io.stretch import ChunkedStretch, check_chunk
+
+_CODECS = {
+    "blosc", "bytes", "bz2", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3", "gzip", "lz4", "lzma",
+    "sharding_indexed", "shuffle", "transpose", "vlen-bytes", "vlen-utf8", "zlib", "zstd",
+}  # fmt: skip
+
+
+def _guarded(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call zarr; OSError where it fails in whatever way."""
+    try:
+        return function(*arguments, **options)
+    except (MemoryError, UserError):
+        raise
+    except Exception as error:
+        raise OSError(f"zarr: {type(error).__name__}: {error}") from error
+
+
+class _Group:
+    """A zarr group that raises OSError only."""
+
+    def __init__(self, group: Any, path: Path) -> None:
+        self._group, self._path = group, path
+        self.attrs: dict[str, Any] = _guarded(lambda: dict(group.attrs))
+
+    def keys(self) -> list[str]:
+        """Names of what is in it."""
+        return _guarded(lambda: list(self._group.keys()))
+
+    def __contains__(self, name: str) -> bool:
+        return _guarded(lambda: name in self._group)
+
+    def __getitem__(self, name: str) -> "_Group | _Array":
+        node = _guarded(lambda: self._group[name])
+        return _Array(node, self._path) if hasattr(node, "shape") else _Group(node, self._path)
+
+
+class _Array:
+    """A zarr array that raises OSError only.
+
+    Raises
+    ------
+    UserError
+        If it names a codec that may do more than decompress, or its chunks are too large.
+    """
+
+    def __init__(self, array: Any, path: Path) -> None:
+        for name in _guarded(lambda: list(_codecs(array.metadata.to_dict()))):
+            if name not in _CODECS:
+                raise UserError(
+                    f"an array is stored with the codec {name!r}, which is not known to be harmless",
+                    path=path,
+                    fix="write it again with anndata",
+                )
+        self._array = array
+        self.attrs: dict[str, Any] = _guarded(lambda: dict(array.attrs))
+        self.shape = _guarded(lambda: tuple(map(int, array.shape)))
+        self.ndim = len(self.shape)
+        self.dtype = _guarded(lambda: np.dtype(array.dtype))
+        self.chunks = _guarded(lambda: tuple(map(int, getattr(array, "shards", None) or array.chunks)))
+        self.size = int(np.prod(self.shape, dtype=object))
+        check_chunk(self.chunks, self.dtype.itemsize)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> Any:
+        return _guarded(lambda: self._array[key])
+
+    def stored_bytes(self) -> int:
+        """What its chunks take in the store."""
+        return int(_guarded(self._array.nbytes_stored))
+
+
+def _codecs(node: Any) -> Iterator[str]:
+    """Names of the codecs in an array's metadata: `id` in format 2, `name` in format 3, nested in shards."""
+    if isinstance(node, dict):
+        for key in ("compressor", "filters", "codecs", "index_codecs"):
+            for codec in node.get(key) or () if isinstance(node.get(key), list | tuple) else [node.get(key)]:
+                if codec is not None:
+                    yield from _codec(codec)
+
+
+def _codec(codec: Any) -> Iterator[str]:
+    described = (
+        codec if isinstance(codec, dict) else codec.get_config() if hasattr(codec, "get_config") else {}
+    )
+    name = described.get("id", described.get("name"))
+    yield str(name).removeprefix("numcodecs.")
+    yield from _codecs(described.get("configuration"))
 
 
 def open_zarr(path: Path, options: ReadOptions) -> CountSource:
@@ -17,16 +113,17 @@ def open_zarr(path: Path, options: ReadOptions) -> CountSource:
 
     with ExitStack() as stack:
         store: Any = str(path)
-        if path.is_file():
-            store = stack.enter_context(zarr.storage.ZipStore(path, mode="r"))
         try:
-            root = zarr.open_group(store, mode="r")
+            if path.is_file():
+                store = stack.enter_context(zarr.storage.ZipStore(path, mode="r"))
+            group = zarr.open_group(store, mode="r")
         except Exception as error:  # (zarr has errors of many kinds for a damaged store)
             text = " ".join(str(error).split())
             raise UserError(
                 f"is no readable zarr group ({text[:120]})", path=path, fix="write it again"
             ) from error
-        if child(root, "obs") is None:
+        root = _Group(group, path)
+        if "obs" not in root:
             raise UserError(
                 "is a zarr store, but not of AnnData (no obs)", path=path, fix="give an AnnData store"
             )

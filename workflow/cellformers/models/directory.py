@@ -22,7 +22,7 @@ from cellformers.models.bert_config import Config, for_layout
 from cellformers.models.checkpoints import CONFIG_FILE
 from cellformers.models.geneformer import Geneformer
 from cellformers.models.weight_files import WEIGHTS_FILE, weight_files, write_tensors
-from cellformers.vocabulary import Vocabulary
+from cellformers.vocabulary import Vocabulary, copy_vocabulary
 
 VOCABULARY = "vocabulary"
 NOTES = (".json", ".md", ".tsv", ".txt")  # of training, say: a conversion copies such files along
@@ -100,7 +100,7 @@ def import_model(source: str | Path, vocabulary: str | Path | None, output: str 
             shutil.copyfile(source / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
         else:
             write_tensors(weights.tensors | weights.unused, temporary / WEIGHTS_FILE)
-        shutil.copytree(words, temporary / VOCABULARY)
+        copy_vocabulary(words, temporary / VOCABULARY)
     return config.vocab_size - loaded.size
 
 
@@ -135,7 +135,7 @@ def convert(source: str | Path, output: str | Path, *, layout: str) -> str:
         write_json(for_layout(read_json(source / CONFIG_FILE), layout), temporary / CONFIG_FILE)
         write_tensors(tensors | weights.unused, temporary / WEIGHTS_FILE)
         if (source / VOCABULARY).is_dir():
-            shutil.copytree(source / VOCABULARY, temporary / VOCABULARY)
+            copy_vocabulary(source / VOCABULARY, temporary / VOCABULARY)
     return weights.layout
 
 
@@ -146,7 +146,7 @@ def randomize(folder: str | Path, output: str | Path, *, seed: int) -> None:
     Vocabulary.load(folder / VOCABULARY)
     with _replaced(output, folder) as temporary:
         checkpoints.save(layouts.random_model(config, seed=seed), temporary)
-        shutil.copytree(folder / VOCABULARY, temporary / VOCABULARY)
+        copy_vocabulary(folder / VOCABULARY, temporary / VOCABULARY)
 
 
 @contextmanager

@@ -9,7 +9,9 @@ by pytorch_model.bin.index.json. Files of the last two kinds are pickles: torch'
 tensors only, so reading one runs none of its code.
 """
 
+import io
 import pickle
+import pickletools
 import re
 import struct
 import warnings
@@ -18,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,6 +38,10 @@ _UNREADABLE = (
     RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, ImportError,
     OSError, OverflowError, struct.error, zipfile.BadZipFile, SyntaxError,
 )  # fmt: skip
+
+
+# What torch's reader would call with any size.
+_MAKERS = re.compile(r"(builtins|__builtin__)\.bytearray|torch(\.\w+)*\.\w*Tensor")
 
 
 class Tensors(NamedTuple):
@@ -149,6 +155,7 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
     # files of torch before 1.6 are no archives and can't be mapped into memory
     mapped = zipfile.is_zipfile(path)
     try:
+        _check_pickles(path, mapped)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of pickle protocols that may not be readable
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -177,15 +184,46 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
                 f"{name!r} holds a {type(value).__name__}, not a tensor", path=path,
                 fix="a file of weights maps names to tensors",
             )  # fmt: skip
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UserError(
+                f"{name!r} has more numbers than the file", path=path, fix="fetch it again"
+            )  # one number may stand for a billion, until they are copied
         tensors[name] = value.detach()
     return tensors
 
 
+def _check_pickles(path: Path, archive: bool) -> None:
+    """Refuse what would unpack to more than the file holds, before torch reads it; its rules are on what may be called.
+
+    In an archive of torch nothing is compressed. Of what torch lets a pickle call, some functions make as much as they
+    are asked for.
+    """
+    if archive:
+        with zipfile.ZipFile(path) as members:
+            found = members.infolist()
+            size = sum(member.file_size for member in found)
+            if size > path.stat().st_size or any(member.compress_type for member in found):
+                raise RuntimeError("its archive is compressed")
+            pickles = [members.read(member) for member in found if member.filename.endswith("/data.pkl")]
+            for content in pickles:
+                _check_calls(io.BytesIO(content))
+        return
+    with path.open("rb") as file:  # magic number, version, system, tensors: each a pickle of its own
+        for _ in range(4):
+            _check_calls(file)
+
+
+def _check_calls(file: IO[bytes]) -> None:
+    for opcode, argument, _ in pickletools.genops(file):
+        called = str(argument).replace(" ", ".") if opcode.name == "GLOBAL" else ""
+        if _MAKERS.fullmatch(called):
+            raise pickle.UnpicklingError(f"GLOBAL {called}")
+
+
 def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Write contiguous tensors as safetensors, whole or not at all."""
+    places = [tensor.untyped_storage().data_ptr() for tensor in tensors.values() if tensor.numel()]
+    if len(set(places)) < len(places):  # of a damaged pickle; safetensors has no place for such
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        try:
-            save_file(dict(tensors), temporary, metadata={"format": "pt"})
-        except SafetensorError as error:
-            reason = str(error).replace(str(temporary), Path(path).name)
-            raise UserError(f"can't be written ({reason})", path=path, fix="make room") from error
+        save_file(dict(tensors), temporary, metadata={"format": "pt"})

@@ -9,7 +9,7 @@ from typing import Any
 from cellformers.errors import UserError, did_you_mean
 from cellformers.models.bert_config import Config
 from cellformers.registry.fields import NAME, SHA256, maybe, one_of, positive, table, text
-from cellformers.resources import resource
+from cellformers.resources import read_yaml, resource
 
 CHECKPOINTS = "checkpoints.yaml"
 CONFIG = "config.json"
@@ -111,13 +111,11 @@ def read_registry(path: str | Path | None = None) -> Registry:
     UserError
         If a key is missing, unknown or of the wrong kind; the message names the entry.
     """
-    import yaml
-
     path = resource(CHECKPOINTS) if path is None else Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"not readable as YAML ({' '.join(str(error).split())})", path=path) from error
+        content = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"not readable as YAML ({error})", path=path) from error
     try:
         content = table(content, "the registry", ("vocabularies", "models"))
         vocabularies = {name: _vocabulary(name, entry) for name, entry in _named(content["vocabularies"])}

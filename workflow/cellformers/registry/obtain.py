@@ -35,7 +35,7 @@ from cellformers.registry.store import (
     read_lock,
     record_folder,
 )
-from cellformers.vocabulary import Vocabulary, read_published
+from cellformers.vocabulary import Vocabulary, copy_vocabulary, read_published
 
 MODELS, VOCABULARIES, DOWNLOADS = "models", "vocabularies", "downloads"
 VOCABULARY, WEIGHTS_FILE = "vocabulary", "model.safetensors"
@@ -262,7 +262,7 @@ def _make_model(
     with atomic_dir(folder) as temporary:
         _link(weights, temporary / WEIGHTS_FILE)
         shutil.copyfile(config, temporary / CONFIG)
-        shutil.copytree(words, temporary / VOCABULARY)
+        copy_vocabulary(words, temporary / VOCABULARY)
 
 
 def _check_config(model: PublishedModel, path: Path) -> None:

@@ -19,11 +19,14 @@ from cellformers.io.download import Fetched, Patience, fetch, read_url
 from cellformers.io.files import digest_file, read_json, write_json
 from cellformers.io.locks import exclusive
 from cellformers.registry.entries import PublishedVocabulary, RemoteFile, is_commit
+from cellformers.registry.fields import SHA256
 
 LOCK_FILE = "checkpoints.lock.json"
 DEFAULT_ENDPOINT = "https://huggingface.co"
 DENIED = "set HF_TOKEN to a token of your account, and accept the licence on the model's page if it has one"
 SECTIONS = ("revisions", "files", "folders")
+REMOVE = "remove it: what it locked is taken as it comes at the next download, and what is here is read once more"
+_PATH = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.+-]*(/[A-Za-z0-9][\w.+-]*)*")
 
 Record = dict[str, dict[str, Any]]
 """Files of a folder by relative path: size and sha256 of each."""
@@ -69,10 +72,29 @@ def read_lock(name: str = LOCK_FILE, sections: tuple[str, ...] = SECTIONS) -> Lo
     files). UserError where there is something else under its name.
     """
     path = home() / name
-    found = read_json(path) if path.exists() else {}
+    try:
+        found = read_json(path) if path.exists() else {}
+    except UserError as error:
+        raise UserError(error.what, path=path, fix=REMOVE) from error
     if not isinstance(found, dict) or not all(isinstance(found.get(key, {}), dict) for key in sections):
-        raise UserError("is no lock file of cellformers", path=path, fix="remove it")
-    return {key: found.get(key, {}) for key in sections}
+        raise UserError("is no lock file of cellformers", path=path, fix=REMOVE)
+    lock = {key: found.get(key, {}) for key in sections}
+    for section, entries in lock.items():
+        if not all(_is_recorded(section, entry) for entry in entries.values()):
+            raise UserError("holds records that are none of cellformers", path=path, fix=REMOVE)
+    return lock
+
+
+def _is_recorded(section: str, entry: Any) -> bool:
+    """Whether an entry of a lock file is of the kind that its section has; names of files lead nowhere else."""
+    if section == "revisions":
+        return isinstance(entry, str) and is_commit(entry)
+    if not isinstance(entry, dict):
+        return False
+    if section == "folders":
+        return all(_PATH.fullmatch(name) and _is_recorded("files", known) for name, known in entry.items())
+    size, sha256 = entry.get("size"), entry.get("sha256")
+    return type(size) is int and isinstance(sha256, str) and SHA256.fullmatch(sha256) is not None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -57,7 +58,8 @@ def join(accelerator: str) -> Iterator[World]:
         check_accelerator(accelerator)
     except UserError as error:
         refuse(world, error)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo", timeout=PATIENCE)
+    backend = "cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE, **_meeting_place(world))
     try:
         with _telling_of_a_loss(world):
             if accelerator == "cuda":
@@ -65,6 +67,30 @@ def join(accelerator: str) -> Iterator[World]:
             yield world
     finally:
         dist.destroy_process_group()
+
+
+def _is_loss(error: BaseException | None) -> bool:
+    """Whether an error says so, or torchrun's SIGTERM came while one that does was on its way."""
+    while error is not None:
+        words = isinstance(error, RuntimeError) and any(word in str(error) for word in LOST)
+        if words or isinstance(error, dist.DistError):
+            return True
+        error = error.__context__
+    return False
+
+
+def _meeting_place(world: World) -> dict[str, Any]:
+    """How processes find each other: on one machine by a private file and the loopback device, heard by nobody else.
+
+    By default torch's store listens on all networks of the machine, and asks for no password. torchrun gives its
+    processes a folder of this user's, in which each has one of its own.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE") != str(world.size) or "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return {}
+    for library in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+    path = Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1] / "store"
+    return {"store": dist.FileStore(str(path), world.size), "rank": world.rank, "world_size": world.size}
 
 
 def shared_gpu(world: World) -> int:
@@ -85,8 +111,8 @@ def _telling_of_a_loss(world: World) -> Iterator[None]:
     """A process that dies takes its connections with it: one line in place of what gloo and NCCL say about them."""
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and not any(word in str(error) for word in LOST):
+    except (RuntimeError, SystemExit) as error:
+        if not _is_loss(error):
             raise
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which would cut this end short

@@ -16,7 +16,7 @@ import numpy as np
 from cellformers.errors import UserError
 from cellformers.folds import hash_order
 from cellformers.io.arrow import as_strings
-from cellformers.io.files import digest_arrays, open_parquet
+from cellformers.io.files import digest_arrays, open_parquet, read_table
 from cellformers.models.bert_config import Config
 from cellformers.tokens import TokenBatch, check_vocabulary, read_tokens
 from cellformers.training.targets import SEPARATOR
@@ -86,7 +86,7 @@ def read_keys(files: Files) -> Array:
                 raise UserError(
                     "not a tokens file (no cell_id)", path=path, fix="cellformers tokenize makes one"
                 )
-            ids = as_strings(file.read(columns=["cell_id"])["cell_id"])
+        ids = as_strings(read_table(path, ["cell_id"])["cell_id"])
         parts.append(np.array([f"{dataset}{SEPARATOR}{i}" for i in ids], object) if dataset else ids)
     keys = np.concatenate(parts)
     if len(set(keys.tolist())) < len(keys):

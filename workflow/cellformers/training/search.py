@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cellformers.errors import UserError, did_you_mean
+from cellformers.errors import DiskFullError, UserError, did_you_mean
 from cellformers.io.files import digest_arrays, digest_file, read_json, read_metadata, stamp, write_json
 from cellformers.io.locks import exclusive
 from cellformers.models.checkpoints import read_config
@@ -178,6 +178,8 @@ def search(
                 progress=steps.append,
                 trial_callback=lambda number, figures: report(number, figures[metric]),
             )  # fmt: skip
+        except DiskFullError:
+            raise  # made again when there is room
         except UserError as error:
             if steps:
                 raise TrialError(str(error)) from error

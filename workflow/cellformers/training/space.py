@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cellformers.errors import UserError, did_you_mean
+from cellformers.resources import read_yaml
 from cellformers.training.optimiser import SCHEDULES
 from cellformers.training.settings import Settings
 
@@ -85,13 +86,11 @@ def read_space(path: str | Path) -> Space:
         If it is no mapping, a name is not one that can be searched, or bounds are no numbers, in the wrong order or
         out of what the setting allows.
     """
-    import yaml
-
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError:
         raise UserError("no such file", path=path) from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"not readable as YAML ({error})", path=path) from error
     if not isinstance(content, Mapping) or not content:
         raise UserError(

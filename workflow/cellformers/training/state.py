@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cellformers.errors import UserError
 from cellformers.io.files import atomic_path
 
 KEPT = 2  # should the last one be damaged, the one before it is there
@@ -71,13 +70,10 @@ def save_state(
     header = {"step": step, "extra": dict(extra), "settings": dict(settings)}
     path = target / f"step-{step:012d}.safetensors"
     with atomic_path(path) as temporary:
-        try:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                temporary, metadata={"state": json.dumps(header, allow_nan=False)},
-            )  # fmt: skip
-        except SafetensorError as error:
-            raise UserError(f"can't be written ({error})", path=path, fix="make room") from error
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary, metadata={"state": json.dumps(header, allow_nan=False)},
+        )  # fmt: skip
     for old in _files(target)[KEPT:]:
         old.unlink(missing_ok=True)
     return path

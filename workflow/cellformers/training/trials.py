@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cellformers.errors import UserError
+from cellformers.errors import DiskFullError, UserError
 from cellformers.io.files import read_json, write_json, write_text
 from cellformers.training.curves import as_tsv
 from cellformers.training.space import Choice, Range, Space, describe
@@ -95,8 +95,8 @@ def run_trials(
     Parameters
     ----------
     objective
-        Makes a trial. A `TrialError`, and once a trial has finished any UserError, is its own affair; whatever else
-        it raises ends the search.
+        Makes a trial. A `TrialError`, and once a trial has finished any UserError but that of a full disk, is its own
+        affair; whatever else it raises ends the search.
     folder
         Of trials.json and trials.tsv, which are rewritten after every trial.
     about
@@ -128,6 +128,8 @@ def run_trials(
 
         try:
             _carry_out(objective, proposed, trial, prune=prune, measured=measured)
+        except DiskFullError:
+            raise
         except UserError as error:
             if best_trial(trials, minimize=minimize) is None:
                 raise

@@ -44,6 +44,7 @@ def test_drawn_cells_are_of_the_fold_and_the_same_whatever_the_order() -> None:
     folds = [(np.arange(80), np.arange(80, 100)), (np.arange(20, 100), np.arange(20))]
     assert large.drawn(names, folds, seed=0) is None
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(large, "FEW_CELLS", 30)
         patch.setattr(large, "TRAIN_CELLS", 30)
         first, second = large.drawn(names, folds, seed=0) or []
         turned, _ = large.drawn(names[::-1], [(99 - train, 99 - test) for train, test in folds], seed=0) or []
@@ -57,6 +58,7 @@ def test_drawn_cells_are_of_the_fold_and_the_same_whatever_the_order() -> None:
 def test_all_test_cells_are_predicted_whatever_the_shards(
     atlas: Any, build: Any, tmp_path: Path, features: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(large, "FEW_CELLS", 90)
     monkeypatch.setattr(large, "TRAIN_CELLS", 90)
     data = atlas(n_donors=6)
     split_of(tmp_path, data)

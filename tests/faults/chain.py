@@ -1,7 +1,7 @@
 """Every verb that writes, as small commands that feed each other: cells enough for every step, a network of one layer.
 
-    chain = build(folder, forks)            # runs each once, undisturbed
-    chain.arguments("tokenize", out)        # the command again, with its output elsewhere
+chain = build(folder, forks)            # runs each once, undisturbed
+chain.arguments("tokenize", out)        # the command again, with its output elsewhere
 """
 
 import shutil
@@ -26,10 +26,10 @@ SHARD = "0001-of-0001"
 CELLS = "{qc}/cells.parquet"
 TOKENS = "{tokenize}/tokens.parquet"
 COUNTS = f"{{ingest}}/counts/{SHARD}.h5ad"
-FINETUNE = (
-    f"{TOKENS} --model {{pretrain}}/model --labels {CELLS} --label type --epochs 1 --batch-cells 20 --threads 1"
+FINETUNE = f"{TOKENS} --model {{pretrain}}/model --labels {CELLS} --label type --epochs 1 --batch-cells 20 --threads 1"
+SCORE = (
+    f"--split {{split}}/split.json --cells a={CELLS} --predictions {{out}}/p.parquet -o {{out}}/score.json"
 )
-SCORE = f"--split {{split}}/split.json --cells a={CELLS} --predictions {{out}}/p.parquet -o {{out}}/score.json"
 
 # name: command. {out} is the folder of its outputs, {NAME} that of an earlier command, {in} that of the first inputs
 COMMANDS = {

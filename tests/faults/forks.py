@@ -36,8 +36,8 @@ WARM = (
     "cellformers.plots.quality", "cellformers.qc", "cellformers.report", "cellformers.simulate.deposits",
     "cellformers.summaries", "cellformers.tokens", "cellformers.training.finetune", "cellformers.training.pretrain",
     "cellformers.training.search", "cellformers.verify", "requests", "scanpy", "scipy.stats",
-    "sklearn.ensemble", "sklearn.linear_model", "sklearn.svm", "torch._dynamo", "transformers.models.bert.modeling_bert",
-    "umap",
+    "sklearn.ensemble", "sklearn.linear_model", "sklearn.svm", "torch._dynamo",
+    "transformers.models.bert.modeling_bert", "umap",
 )  # fmt: skip
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
@@ -67,12 +67,11 @@ def _command(arguments: Sequence[str], faults: Sequence[Fault]) -> int:
     from cellformers import cli
 
     built = _command_line()
-
     for name, values in faults:
         getattr(importlib.import_module("points"), name)(**values)
     with (
         mock.patch.object(sys, "argv", ["cellformers", *arguments]),
-        mock.patch("typer.main.get_command", lambda _: built),
+        mock.patch("typer.main.get_command", return_value=built),
     ):
         try:
             cli.main()
@@ -92,7 +91,7 @@ def _child(out: int, arguments: Sequence[str], faults: Sequence[Fault]) -> None:
     try:
         code = _command(arguments, faults)
         sys.setprofile(None)
-        atexit._run_exitfuncs()  # noqa: SLF001 - what is left to do at the end of a process belongs to it
+        atexit._run_exitfuncs()  # as the interpreter does at its end
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
     finally:

@@ -11,7 +11,6 @@ import resource
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -146,7 +145,7 @@ def broken_threads(after: int) -> None:
     from concurrent.futures import thread
 
     given = {"n": 0}
-    real = thread._WorkItem.run  # noqa: SLF001 - there is no other way into a worker
+    real = thread._WorkItem.run  # there is no other way into a worker
 
     def run(self: Any) -> None:
         given["n"] += 1
@@ -158,16 +157,7 @@ def broken_threads(after: int) -> None:
             self.fn = fail
         real(self)
 
-    thread._WorkItem.run = run  # type: ignore[method-assign]  # noqa: SLF001
-
-
-def no_threads() -> None:
-    """The system gives no more threads."""
-
-    def refuse(*_: object) -> None:
-        raise RuntimeError("can't start new thread")
-
-    threading.Thread.start = refuse  # type: ignore[method-assign, assignment]
+    thread._WorkItem.run = run  # type: ignore[method-assign]
 
 
 def processes(to: str) -> None:

@@ -25,6 +25,7 @@ class Slept(list[float]):
 
     @property
     def patience(self) -> Patience:
+        """Three attempts."""
         return Patience(attempts=3, timeout=5.0, sleep=self.append)
 
 
@@ -73,7 +74,9 @@ def script(*answers: bytes) -> tuple[str, list[bytes], threading.Thread]:
 def test_absurd_waiting_times(tmp_path: Path, hub: Hub, asked: str, wait: float) -> None:
     slept = Slept()
     hub.failures, hub.failure_headers = [429], {"Retry_After": asked}
-    assert fetch(f"{hub.url}/a.bin", tmp_path / "a.bin", patience=slept.patience) == Fetched(len(CONTENT), SHA)
+    assert fetch(f"{hub.url}/a.bin", tmp_path / "a.bin", patience=slept.patience) == Fetched(
+        len(CONTENT), SHA
+    )
     assert slept == [wait]
 
 
@@ -144,7 +147,9 @@ def test_a_chunk_of_no_length(tmp_path: Path, hub: Hub) -> None:
 def test_a_content_encoding_is_not_undone(tmp_path: Path, hub: Hub, body: bytes) -> None:
     """Some servers say gzip of any file that ends in .gz; the file is what was asked for, and its digest counts."""
     url, asked, _ = script(answer(body, "Content-Encoding: gzip", f"Content-Length: {len(body)}"))
-    fetch(f"{url}/a.gz", tmp_path / "a.gz", sha256=hashlib.sha256(body).hexdigest(), patience=Slept().patience)
+    fetch(
+        f"{url}/a.gz", tmp_path / "a.gz", sha256=hashlib.sha256(body).hexdigest(), patience=Slept().patience
+    )
     assert (tmp_path / "a.gz").read_bytes() == body
     assert b"Accept-Encoding: identity" in asked[0]
 
@@ -152,8 +157,8 @@ def test_a_content_encoding_is_not_undone(tmp_path: Path, hub: Hub, body: bytes)
 @pytest.mark.parametrize(
     "headers",
     [
-        ("Content-Range: bytes 0-2/" + "9" * 5000,), ("Content-Range: bytes \u00b2-2/3",), ("Content-Range: items 0-2/3",),
-        ("Content-Range: bytes 7-9/10",), (),
+        ("Content-Range: bytes 0-2/" + "9" * 5000,), ("Content-Range: bytes \u00b2-2/3",),
+        ("Content-Range: items 0-2/3",), ("Content-Range: bytes 7-9/10",), (),
     ],
 )  # fmt: skip
 def test_a_part_that_nobody_asked_for(tmp_path: Path, hub: Hub, headers: tuple[str, ...]) -> None:
@@ -172,7 +177,9 @@ def test_a_range_that_can_never_be_given(tmp_path: Path, hub: Hub) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("garbage", [b"", b"\x00" * 100, b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"])
+@pytest.mark.parametrize(
+    "garbage", [b"", b"\x00" * 100, b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"]
+)
 def test_no_answer_of_a_web_server(tmp_path: Path, hub: Hub, garbage: bytes) -> None:
     url, _, _ = script(garbage, garbage, garbage)
     with pytest.raises(UserError, match=r"a\.bin: "):

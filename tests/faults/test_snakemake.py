@@ -50,8 +50,15 @@ class Lab:
         stand_in.chmod(0o755)
 
     def start(self, *options: str) -> "subprocess.Popen[str]":
+        """Start Snakemake in a session of its own."""
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1"]
-        command += ["--directory", str(self.folder), "--configfile", str(self.folder / "config.yaml"), *options]
+        command += [
+            "--directory",
+            str(self.folder),
+            "--configfile",
+            str(self.folder / "config.yaml"),
+            *options,
+        ]
         return subprocess.Popen(
             [*command, "--", METRICS], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
@@ -59,6 +66,7 @@ class Lab:
         )  # fmt: skip
 
     def run(self, *options: str) -> tuple[int, str]:
+        """Run Snakemake; its exit status and what it wrote."""
         process = self.start(*options)
         try:
             text, _ = process.communicate(timeout=300)

@@ -13,6 +13,7 @@ import torch
 from token_files import make_atlas, make_vocabulary, write_shards
 
 from cellformers.errors import UserError
+from cellformers.models import devices
 from cellformers.training import distributed
 from cellformers.training.pretrain import pretrain
 
@@ -142,6 +143,53 @@ def test_a_step_has_work_for_every_process(atlas, tmp_path):
     codes, errors = run(atlas, tmp_path / "m")
     assert codes == [2, 2]
     assert "1 micro-batches for 2 processes; accumulate 2" in errors[0]
+
+
+def pick(rank, port, folder, n_gpus, tell):
+    """One of two processes on a machine with so many GPUs, the last of which is the freest; tells its GPU."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    gpus = [devices.Gpu(number, f"uuid-{number}") for number in range(n_gpus)]
+    devices.visible_gpus, devices.FOLDER = lambda: gpus, folder
+    devices.nvml_free_memory = lambda: {gpu.key: 10 + gpu.number for gpu in gpus}
+    try:
+        with distributed.join("cpu") as world:
+            number = distributed.shared_gpu(world)
+            holder = devices.claimed_by(gpus[number])
+            tell.put((rank, number, holder))
+            distributed.total(world, [0])  # the first one lives, and holds both, until the other has looked
+    except UserError as error:
+        tell.put(str(error))
+        raise SystemExit(2) from None
+
+
+@pytest.mark.parametrize(("n_gpus", "numbers"), [(4, [2, 1]), (1, None)])
+def test_every_process_has_a_gpu_of_its_own(tmp_path, n_gpus, numbers):
+    """GPU 3 is another job's; the first process claims for both."""
+    claims, tell = tmp_path / "claims", PROCESSES.Queue()
+    devices.claim([devices.Gpu(3, "uuid-3")], 1, {}, folder=claims)
+    try:
+        port = free_port()
+        made = [PROCESSES.Process(target=pick, args=(rank, port, claims, n_gpus, tell)) for rank in range(2)]
+        for one in made:
+            one.start()
+        said = [tell.get(timeout=60) for _ in range(2 if numbers else 1)]
+        for one in made:
+            one.join(60)
+    finally:
+        os.close(devices._claims.pop("uuid-3"))
+    if numbers is None:
+        assert said == [
+            "2 processes on this machine, which has 1 visible GPUs; "
+            "start one process a GPU (torchrun --nproc-per-node)"
+        ]
+        assert [one.exitcode for one in made] == [2, 2]
+        return
+    assert [one.exitcode for one in made] == [0, 0]
+    assert sorted((rank, number) for rank, number, _ in said) == [(0, numbers[0]), (1, numbers[1])]
+    assert {holder for _, _, holder in said} == {made[0].pid}
 
 
 def test_alone_nothing_is_exchanged():

@@ -1,10 +1,11 @@
 """The profiles of the executors: what they may hold, and what every rule asks for under each. Nothing runs.
 
-A profile whose plugin is not installed is checked but for the plugin's own options. Two plugins want older packages than
-envs/constraints.txt pins; they are tested from a folder apart, which CELLFORMERS_PLUGINS names:
+A profile whose plugin is not installed is checked but for the plugin's own options. Two plugins want older packages
+than envs/constraints.txt pins; they are tested from folders apart, which CELLFORMERS_PLUGINS names:
 
-    pip install --target /tmp/plugins snakemake-executor-plugin-googlebatch==0.5.1 snakemake-executor-plugin-aws-batch==0.2.1
-    CELLFORMERS_PLUGINS=/tmp/plugins pytest tests/workflow/test_profiles.py
+    pip install --target /tmp/google snakemake-executor-plugin-googlebatch==0.5.1
+    pip install --target /tmp/aws snakemake-executor-plugin-aws-batch==0.2.1
+    CELLFORMERS_PLUGINS=/tmp/google:/tmp/aws pytest tests/workflow/test_profiles.py
 """
 
 import importlib.machinery
@@ -29,7 +30,6 @@ TARGETS = {"all", "tokens", "models", "pretrain", "finetune", "embed"}
 
 STORAGE = ["--default-storage-provider", "fs", "--default-storage-prefix", "{folder}/storage"]
 PLACEHOLDERS = {
-    "default": ["--cores", "8"],
     "kubernetes": STORAGE,
     "googlebatch": [*STORAGE, "--googlebatch-project", "p", "--googlebatch-region", "r"],
     "aws-batch": [
@@ -116,9 +116,9 @@ def arguments(profile: str, folder: Path, *more: str, accelerator: str = "cuda")
         used = folder / f"{profile}.yaml"
         kept = {key: value for key, value in own.items() if not key.startswith(executor)}
         used.write_text(yaml.safe_dump(kept))
-        places = ["--cores", "8"]
+        places = []
     return [
-        "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--dry-run", "--quiet", "all",
+        "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--dry-run", "--cores", "8", "--quiet", "all",
         "--configfile", str(folder / f"{accelerator}.yaml"), "--workflow-profile", str(used),
         *[word.format(folder=folder) for word in places], *more,
     ]  # fmt: skip
@@ -247,6 +247,7 @@ def test_memory_and_time_double_at_a_retry_and_grow_with_the_input(plans: dict[s
         assert second["runtime"] == 2 * first["runtime"], rule
         assert second["_cores"] == first["_cores"], rule
         assert large["mem_mb"] >= first["mem_mb"], rule
+    assert rules["tokenize"][0]["_cores"] == rules["embed_cells"][0]["_cores"] == 2
     for rule in ("embed_cells", "pretrain_model", "qc", "evaluate", "gather_genes", "map"):
         assert rules[rule][2]["mem_mb"] > rules[rule][0]["mem_mb"], rule
     for rule in ("embed_cells", "tokenize", "ingest_atlas", "sketch", "evaluate", "predict"):

@@ -15,6 +15,7 @@ from token_files import make_cells, make_model, make_vocabulary, write_tokens
 
 from cellformers import config
 from cellformers.provenance import artefacts
+from cellformers.report import from_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +38,14 @@ def test_the_record_lists_what_is_planned(
     monkeypatch.chdir(tmp_path)
     listed = set(artefacts(config.load(given)))
     assert planned - weights - {"provenance.json"} == listed
+
+
+def test_the_report_does_not_tell_the_number_of_shards(tmp_path: Path) -> None:
+    shown = []
+    for shards in (1, 9):
+        given = {"datasets": {"mine": {"path": "x.h5ad", "shards": shards, "label": "type"}}}
+        shown.append(from_config(config.load(given), tmp_path).config)
+    assert shown[0] == shown[1] == "datasets:\n  mine:\n    path: x.h5ad\n    label: type\n"
 
 
 @pytest.fixture

@@ -31,5 +31,5 @@ REVISIONS = {
     "mixing": 1,
     "summarize": 2,
     "provenance": 1,
-    "report": 2,
+    "report": 3,
 }

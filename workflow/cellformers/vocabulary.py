@@ -198,10 +198,19 @@ class Vocabulary:
 
 
 def copy_vocabulary(source: str | Path, target: str | Path) -> None:
-    """Copy the files of a vocabulary folder, byte for byte and nothing else that is there, into a new folder."""
+    """Copy the files of a vocabulary folder, byte for byte and nothing else that is there, into a new folder.
+
+    UserError where the copy is no whole vocabulary, as where the folder is being changed.
+    """
     Path(target).mkdir(parents=True)
     for name in FILES:
         shutil.copyfile(check_plain(Path(source) / name), Path(target) / name)
+    try:
+        Vocabulary.load(target).aliases()
+    except UserError as error:
+        raise UserError(
+            "is no whole vocabulary, or changed while it was copied", path=source, fix="make it again"
+        ) from error
 
 
 def normalise(names: pa.Array) -> pa.Array:

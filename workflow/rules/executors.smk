@@ -4,7 +4,7 @@
 # line, and would themselves hide those of a site's profile.)
 SPELLINGS = {
     "nvidia_gpu": ("gpu", int),
-    "googlebatch_cpu_milli": ("_cores", lambda threads: 1000 * threads),
+    "googlebatch_cpu_milli": ("threads", lambda threads: 1000 * threads),
     "googlebatch_memory": ("mem_mb", int),
     "googlebatch_max_run_duration": ("runtime", lambda minutes: f"{60 * minutes}s"),
     "_gpus": ("gpu", int),
@@ -20,7 +20,7 @@ def spelled(plain, form):
 
     def value(wildcards, input, attempt, threads, rulename, async_run):
         about = dict(input=input, attempt=attempt, threads=threads, rulename=rulename, async_run=async_run)
-        number = plain.evaluate(wildcards, **about).value
+        number = plain.evaluate(wildcards, **about).value if plain else threads
         if isinstance(number, str):
             return number  # to be determined, when the inputs are there
         return form(number) if number else None
@@ -43,8 +43,8 @@ def respell(resources):
     """Add to the resources of a rule those that the profile has another word for; a site's own word stays."""
     for word in set(SPELLINGS) & set(workflow.resource_scopes):
         stated, form = SPELLINGS[word]
-        if stated in resources and "mem_mb" in resources:
-            own = spelled(resources[stated], form)
+        if "mem_mb" in resources and (stated in resources or stated == "threads"):
+            own = spelled(resources.get(stated), form)
             if word == "lsf_extra" and word in resources:
                 own = joined(resources[word], own)
             if word == "lsf_extra" or word not in resources:

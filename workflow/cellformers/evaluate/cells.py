@@ -3,7 +3,7 @@
 Runs as `cellformers evaluate`, one benchmark and one method at a time; all methods read the same split. Frozen features
 (an embedding; `pca_hvg`, `log_counts` or `harmony` computed from counts; `rank_only` from tokens) go through one
 logistic regression; `majority` has none; `finetuned` takes what models fine-tuned on the folds predicted. Of a fold of
-more than 50,000 training cells frozen features are trained on so many (`large`), but for `harmony`, which needs all.
+more than 50,000 training cells so many are learnt from (`large`), but by `harmony` and `finetuned` all.
 
 With `permute` labels are shuffled before anything else, training and test alike: whatever scores above chance then
 leaks. Labels that are constant within donors (a disease) are drawn anew for whole donors: shuffled over single cells

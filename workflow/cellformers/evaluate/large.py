@@ -1,10 +1,11 @@
 """Cell benchmarks of many cells: trained on some cells of each fold, tested on all of them, in bounded memory.
 
-Of a fold with more than 50,000 training cells so many are drawn, by a hash of their names and the seed, so every
-method of a benchmark learns from the same cells; the score says so. Test cells are all predicted, a block at a time
-while their files are read once. The classifier is that of `classify`: logistic regression of standardised features,
-the penalty chosen on inner folds. It minimises the same function by the same method (L-BFGS), but reads float32
-features in blocks and standardises the weights instead of the features, so that nothing is copied.
+From 20,000 training cells of a fold on, features are read in blocks. Of more than 50,000 so many are drawn, by a
+hash of their names and the seed, so every method of a benchmark learns from the same cells; the score says so. Test
+cells are all predicted, a block at a time while their files are read once. The classifier is that of `classify`:
+logistic regression of standardised features, the penalty chosen on inner folds. It minimises the same function by
+the same method (L-BFGS), but reads float32 features in blocks and standardises the weights instead of the features,
+so that nothing is copied.
 
 Memory (50,000 cells of 2,400 genes): 1 GB of counts of the drawn cells, twice that while they are read; for each
 fold computed at a time 0.4 GB of features.
@@ -36,6 +37,7 @@ from cellformers.evaluate.tables import Cells, aligned_vectors, take_cells, vect
 from cellformers.folds import hash_order
 from cellformers.io.files import digest_arrays
 
+FEW_CELLS = 20_000  # to train on; `classify` takes up to 80 kB for each
 TRAIN_CELLS = 50_000
 BLOCK = 2048  # rows whose features are float64 at a time
 
@@ -56,8 +58,8 @@ class Source(NamedTuple):
 
 
 def drawn(names: Array, folds: Sequence[tuple[Array, Array]], *, seed: int) -> list[Array] | None:
-    """The rows to train each fold on, ascending; None where no fold has more than TRAIN_CELLS, so that all are used."""
-    if max(len(train) for train, _ in folds) <= TRAIN_CELLS:
+    """The rows to train each fold on, ascending, TRAIN_CELLS at most; None where no fold has more than FEW_CELLS."""
+    if max(len(train) for train, _ in folds) <= FEW_CELLS:
         return None
     place = np.empty(len(names), np.int64)
     place[hash_order(names, seed=seed, salt="train")] = np.arange(len(names))
@@ -104,16 +106,20 @@ def predict_drawn(
                 mine = np.flatnonzero((rows >= 0) & (place[rows] >= 0))
                 if len(mine):
                     result[place[rows[mine]]] = model.probability(transform(block[mine]), n_classes)
-    trained, all_of = (", ".join(f"{n:,}" for n in sorted({*map(len, which)})) for which in
-                       (chosen, [train for train, _ in folds]))  # fmt: skip
-    return (
-        [
-            FoldPrediction(p, model.penalty, model.converged)
-            for p, (model, _) in zip(results, fitted, strict=True)
-        ],
-        source.digest,
-        [f"trained on {trained} of the {all_of} training cells of a fold, drawn by their names"],
-    )
+    predictions = [
+        FoldPrediction(p, model.penalty, model.converged)
+        for p, (model, _) in zip(results, fitted, strict=True)
+    ]
+    return predictions, source.digest, _said(chosen, folds)
+
+
+def _said(chosen: Sequence[Array], folds: Sequence[tuple[Array, Array]]) -> list[str]:
+    """What the score has to say of the cells that were drawn, if any were."""
+    sizes = [(len(rows), len(train)) for rows, (train, _) in zip(chosen, folds, strict=True)]
+    if all(a == b for a, b in sizes):
+        return []
+    trained, there = (", ".join(f"{n:,}" for n in sorted(set(which))) for which in zip(*sizes, strict=True))
+    return [f"trained on {trained} of the {there} training cells of a fold, drawn by their names"]
 
 
 # --- where features come from -------------------------------------------------------------------------------------

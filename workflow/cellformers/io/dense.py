@@ -194,6 +194,8 @@ def _native(part: Any) -> Array:
     array = np.asarray(part)
     if array.dtype.kind == "f" and array.dtype.itemsize == 2:
         array = array.astype(np.float32)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
     if array.dtype.kind == "b":
         array = array.astype(np.uint8)
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))

@@ -265,7 +265,7 @@ def read_json(path: str | Path) -> Any:
         if b"\\ud" in content.lower():  # halves of characters can't be written anywhere
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"not readable as JSON ({error})", path=path) from error
+        raise UserError(f"not readable as JSON ({error})", path=path, fix="make it again") from error
     return value
 
 

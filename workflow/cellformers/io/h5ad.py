@@ -68,6 +68,10 @@ def open_anndata(
     read_names = obs.index if column is None else _slices(obs.strings(column))
     names = cell_names(obs.n, read_names, make_unique=options.make_unique, path=path, notes=notes)
     passed = obs.column("filter_pass") if "filter_pass" in obs.columns else None
+    if passed is None and "filter_pass" in obs.columns:
+        raise UserError(
+            "obs has a filter_pass that can't be read", path=path, fix="remove or mend that column"
+        )
     return CountSource(
         path=path,
         matrix=matrix,

@@ -7,7 +7,8 @@ well: their first column is called `""`.
 """
 
 import csv
-import gzip
+import io
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,11 @@ import pyarrow as pa
 
 from cellformers.errors import UserError, did_you_mean
 from cellformers.io.files import read_table
+from cellformers.io.lines import open_bytes
 from cellformers.io.source import Array
+
+
+_LONGEST = 1 << 20  # characters of a header
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def read_labels(
         return table if columns is None else table.select(list(columns))
     types = dict.fromkeys(text_columns, pa.string())
     types |= dict.fromkeys(categories, pa.dictionary(pa.int32(), pa.string()))
-    return _read_text(path, gzipped=magic[:2] == b"\x1f\x8b", types=types, columns=columns)
+    return _read_text(path, types=types, columns=columns)
 
 
 def _require(columns: Sequence[str], there: Sequence[str], path: Path) -> None:
@@ -83,14 +88,12 @@ def _plain(table: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-def _read_text(
-    path: Path, *, gzipped: bool, types: Mapping[str, pa.DataType], columns: Sequence[str] | None
-) -> pa.Table:
+def _read_text(path: Path, *, types: Mapping[str, pa.DataType], columns: Sequence[str] | None) -> pa.Table:
     from pyarrow import csv as pacsv
 
     try:
-        with gzip.open(path, "rt", newline="") if gzipped else path.open(newline="") as file:
-            first = file.readline()
+        with open_bytes(path) as binary, io.TextIOWrapper(binary, encoding="utf-8", newline="") as file:
+            first = file.readline(_LONGEST)
             separator = max("\t,;", key=first.count)
             header = next(csv.reader([first], delimiter=separator), [])
             row = next(csv.reader(file, delimiter=separator), [])
@@ -98,14 +101,14 @@ def _read_text(
         if len(row) == len(header) + 1:
             header = ["", *header]
         if not header or not row:
-            raise UserError("holds no rows", path=path)
+            raise UserError("holds no rows", path=path, fix="is it the right file, and whole?")
         repeated = next((name for name in header if header.count(name) > 1), None)
         if repeated is not None:
             raise UserError(f"has two columns called {repeated!r}", path=path, fix="rename one of them")
         _require(columns or (), header, path)
         # read_csv finds types out and holds the whole text for that: twice the table, or more
         known = all(name in types for name in columns or header)
-        with gzip.open(path, "rb") if gzipped else path.open("rb") as stream:
+        with open_bytes(path) as stream:
             read = pacsv.open_csv if known else pacsv.read_csv
             found = read(
                 stream,
@@ -118,7 +121,7 @@ def _read_text(
                 ),
             )
             return found.read_all() if known else found
-    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error, OSError, EOFError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, csv.Error, OSError, EOFError, zlib.error) as error:
         raise UserError(f"not readable as a csv, tsv or Parquet table ({error})", path=path) from error
 
 

@@ -75,8 +75,7 @@ def _open(root: Any, path: Path, options: ReadOptions) -> CountSource:
         raise UserError(f"{name} is no table", path=path, fix="write the file again")
     matrix = DenseMatrix(path, table, name=name, cells_in_rows=False)
     n_genes, n_cells = matrix.n_features, matrix.n_cells
-    rows = _attributes(root, "row_attrs", n_genes)
-    columns = _attributes(root, "col_attrs", n_cells)
+    rows, columns = _attributes(root, "row_attrs"), _attributes(root, "col_attrs")
 
     def row(attribute: str) -> Strings:
         values = values_of(rows[attribute])
@@ -87,11 +86,13 @@ def _open(root: Any, path: Path, options: ReadOptions) -> CountSource:
         index_name = options.gene_column
     if index_name is None and not rows:
         raise UserError("has no names of genes (row_attrs is empty)", path=path, fix="write the file again")
+    if index_name is not None:
+        check_size(matrix, n_cells, len(rows[index_name]), path)
     # numbers stand in where no attribute has a name for genes; an id column is still found by its values
     index = row(index_name) if index_name is not None else as_strings(map(str, range(n_genes)))
     ids, symbols = choose_features(
         index,
-        list(rows),
+        [a for a, node in rows.items() if len(node) == n_genes],
         row,
         requested=options.gene_column,
         path=path,
@@ -115,13 +116,16 @@ def _open(root: Any, path: Path, options: ReadOptions) -> CountSource:
         path=path,
         notes=notes,
     )
+    passed = columns.get("filter_pass")
+    if passed is not None:
+        check_size(matrix, len(passed), n_genes, path)
     return CountSource(
         path=path,
         matrix=matrix,
         names=names,
         feature_ids=ids,
         feature_symbols=symbols,
-        filter_pass=as_pass(values_of(columns["filter_pass"])) if "filter_pass" in columns else None,
+        filter_pass=None if passed is None else as_pass(values_of(passed)),
         notes=notes,
         elsewhere=f"name the raw counts with layer: (layers: {', '.join(known) or 'none'})",
         options=options,
@@ -129,27 +133,13 @@ def _open(root: Any, path: Path, options: ReadOptions) -> CountSource:
     )
 
 
-def _attributes(root: Any, group: str, n: int) -> dict[str, Any]:
-    """What a loom file says about its genes or its cells: arrays of `n` values.
-
-    Raises
-    ------
-    UserError
-        If one of them has another number of values.
-    """
+def _attributes(root: Any, group: str) -> dict[str, Any]:
+    """What a loom file says about its genes or its cells, one-dimensional."""
     node = hdf5.child(root, group)
     if not isinstance(node, h5py.Group):
         return {}
     children = {name: hdf5.child(node, name) for name in node}
-    found = {name: c for name, c in children.items() if one_dimensional(c)}
-    for name, column in found.items():
-        if len(column) != n:
-            raise UserError(
-                f"{group}/{name} has {len(column)} values where there are {n}",
-                path=hdf5.path_of(root),
-                fix="write or download the file again",
-            )
-    return found
+    return {name: c for name, c in children.items() if one_dimensional(c)}
 
 
 def _column(node: Any) -> Any:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from cellformers.errors import UserError, did_you_mean
 from cellformers.io.arrow import strings
+from cellformers.io.lines import various
 
 Strings = np.ndarray[Any, np.dtype[np.object_]]
 
@@ -143,13 +144,13 @@ def cell_names(
     UserError
         If a name occurs twice and `make_unique` is not set.
     """
-    hashes = np.empty(n_cells, dtype=np.int64)
-    chunks = []
+    parts, chunks = [np.empty(0, dtype=np.int64)], []
     for lo in range(0, n_cells, _ROWS_AT_A_TIME):
         hi = min(lo + _ROWS_AT_A_TIME, n_cells)
-        names = list(read(lo, hi))
-        hashes[lo:hi] = [hash(name) for name in names]
+        names = list(various(read(lo, hi)))
+        parts.append(np.array([hash(name) for name in names], dtype=np.int64))
         chunks.append(strings(names))
+    hashes = np.concatenate(parts)
     array = pa.concat_arrays(chunks) if chunks else strings([])
     # 8 bytes a cell instead of a set of strings; equal hashes are looked at again
     hashes.sort()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from cellformers.errors import UserError
+from cellformers.errors import DiskFullError, UserError, full_disk
 from cellformers.io.names import Strings, as_strings
 
 if TYPE_CHECKING:
@@ -273,8 +273,8 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError("may not be read (permission denied)", path=path) from error
     except (OSError, EOFError, KeyError, RuntimeError, zlib.error, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
-        if isinstance(error, OSError) and error.errno == 28:
-            raise UserError(
+        if full_disk(error):
+            raise DiskFullError(
                 "no space left for temporary files", path=path, fix="set TMPDIR to a folder with space"
             ) from error
         raise UserError(

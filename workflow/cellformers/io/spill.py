@@ -2,7 +2,8 @@
 
 Entries come in any order of cells. A buffer of them is sorted by cell, in buckets of a few cells, and appended to a
 temporary file as one run; a block of cells is then one stretch of every run. The temporary file lies in TMPDIR and
-has no name there: the system removes it when it is closed, also when the process is killed.
+has no name there: the system removes it when it is closed, also when the process is killed. Where it finds no
+room, a DiskFullError names TMPDIR.
 """
 
 import os
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cellformers.errors import DiskFullError, full_disk
 from cellformers.io.source import Block
 
 Array = np.ndarray[Any, Any]
@@ -73,8 +75,16 @@ class Spill:
         kernels.sort_entries(cells, self._divisor, offsets, cells, features, counts, out)
         self._runs.append(_Run(self._end, dtype, offsets))
         todo = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-        while len(todo):
-            todo = todo[os.write(self._file.fileno(), todo) :]
+        try:
+            while len(todo):
+                todo = todo[os.write(self._file.fileno(), todo) :]
+        except OSError as error:
+            if not full_disk(error):
+                raise
+            raise DiskFullError(
+                "no space left for temporary files", path=tempfile.gettempdir(),
+                fix="make room, or set TMPDIR to a folder with space",
+            ) from error  # fmt: skip
         self._end += out.nbytes
 
     def blocks(self, max_bytes: int) -> Iterator[Block]:

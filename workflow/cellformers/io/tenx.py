@@ -6,7 +6,6 @@ An mtx may lie alone beside its name files, whose names then share its prefix (`
 """
 
 import csv
-import gzip
 import io
 import re
 from collections import Counter
@@ -21,7 +20,7 @@ import numpy as np
 from cellformers.errors import UserError
 from cellformers.io import hdf5
 from cellformers.io.frames import column_of, one_dimensional, texts, values_of
-from cellformers.io.lines import whole_lines
+from cellformers.io.lines import one_line, open_bytes, various, whole_lines
 from cellformers.io.names import Strings, as_strings, cell_names, strip_version
 from cellformers.io.source import (
     Block,
@@ -41,6 +40,7 @@ from cellformers.io.validate import Checker
 Array = np.ndarray[Any, Any]
 GENES = "Gene Expression"
 _HEAD_LINES = 1 << 14
+_MOST_ROWS = 100_000_000
 _SYMBOLS = ("name", "gene_names", "symbol")
 
 
@@ -223,8 +223,8 @@ def open_mtx(path: Path, options: ReadOptions) -> CountSource:
             )
         mtx = found
     notes: list[str] = []
+    barcodes = as_strings(row[0] for row in _table(_beside(mtx, ("barcodes",)), columns=1))
     genes = _table(_beside(mtx, ("features", "genes")))
-    barcodes = as_strings(row[0] for row in _table(_beside(mtx, ("barcodes",))))
     ids = as_strings(row[0] for row in genes)
     symbols = as_strings(row[1] for row in genes) if genes and all(len(row) > 1 for row in genes) else None
     kinds = as_strings(row[2] for row in genes) if genes and all(len(row) > 2 for row in genes) else None
@@ -275,19 +275,32 @@ def _common_start(one: str, other: str) -> int:
     )
 
 
-def _table(path: Path) -> list[list[str]]:
-    """Rows of a small tsv; csv by its name."""
-    with open_bytes(path) as file:
-        text = io.TextIOWrapper(cast(BinaryIO, file), encoding="utf-8-sig", errors="replace", newline="")
-        separator = "," if path.name.lower().removesuffix(".gz").endswith(".csv") else "\t"
-        return [row for row in csv.reader(text, delimiter=separator) if row]
+def _table(path: Path, *, columns: int = 3) -> list[list[str]]:
+    """The first columns of the rows of a small tsv; csv by its name.
 
+    Raises
+    ------
+    UserError
+        If it is damaged, or its rows are no names.
+    """
+    separator = "," if path.name.lower().removesuffix(".gz").endswith(".csv") else "\t"
+    rows: list[list[str]] = []
 
-def open_bytes(path: Path) -> Any:
-    """A file's bytes, gunzipped where it is gzipped, whatever its name."""
-    with path.open("rb") as file:
-        gzipped = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if gzipped else path.open("rb")
+    def first(row: list[str]) -> str:
+        rows.append(row[:columns])
+        return row[0]
+
+    try:
+        with reading(path), open_bytes(path) as file:
+            text = io.TextIOWrapper(cast(BinaryIO, file), encoding="utf-8-sig", errors="replace", newline="")
+            for _ in various(first(row) for row in csv.reader(text, delimiter=separator) if row):
+                if len(rows) > _MOST_ROWS:
+                    raise OSError(f"it has more than {_MOST_ROWS:,} rows")
+    except csv.Error as error:
+        raise UserError(
+            f"can't be split into fields ({error})", path=path, fix="copy or download it again"
+        ) from error
+    return rows
 
 
 class MtxMatrix(Matrix):
@@ -300,7 +313,7 @@ class MtxMatrix(Matrix):
         self._spill: Spill | None = None
         self._position: Array | None = None
         with open_bytes(path) as file:
-            head = file.readline().decode(errors="replace").lower().split()
+            head = one_line(file).decode(errors="replace").lower().split()
             if len(head) < 5 or head[0] != "%%matrixmarket":
                 raise UserError("is no MatrixMarket file", path=path, fix="give an .mtx file")
             if (
@@ -314,9 +327,9 @@ class MtxMatrix(Matrix):
                     fix="write it as 'coordinate integer general'",
                 )
             self._skip = 1
-            line = file.readline()
+            line = one_line(file)
             while line.startswith(b"%") or (line and not line.strip()):
-                line = file.readline()
+                line = one_line(file)
                 self._skip += 1
             self._skip += 1
             try:
@@ -344,7 +357,7 @@ class MtxMatrix(Matrix):
         stored = self.n_features if self._position is None else len(self._position)
         with open_bytes(self.path) as file:
             for _ in range(self._skip):
-                file.readline()
+                one_line(file)
             for piece in whole_lines(file):
                 text = np.frombuffer(piece, dtype=np.uint8)
                 n = piece.count(b"\n")

@@ -16,11 +16,10 @@ import numpy as np
 
 from cellformers.errors import UserError
 from cellformers.io import kernels
-from cellformers.io.lines import whole_lines
+from cellformers.io.lines import one_line, open_bytes, various, whole_lines
 from cellformers.io.names import as_strings, cell_names, looks_ensembl, strip_version
 from cellformers.io.source import Block, CountSource, Head, Matrix, ReadOptions, check_size, refuse_options
 from cellformers.io.spill import Spill, split
-from cellformers.io.tenx import open_bytes
 from cellformers.io.validate import Checker
 
 Array = np.ndarray[Any, Any]
@@ -111,12 +110,12 @@ class _Table:
     def __init__(self, path: Path) -> None:
         self.path = path
         with open_bytes(path) as file:
-            header, first = _readline(file).removeprefix(_BOM), b""
+            header, first = one_line(file).removeprefix(_BOM), b""
             while header and not header.strip():
-                header = _readline(file)
-            first = _readline(file)
+                header = one_line(file)
+            first = one_line(file)
             while first and not first.strip():
-                first = _readline(file)
+                first = one_line(file)
         if not header.strip():
             raise UserError("is empty", path=path, fix="give a table of counts")
         if not first:
@@ -157,9 +156,9 @@ class _Table:
 
     def _body(self) -> Iterator[bytes]:
         with open_bytes(self.path) as file:
-            line = _readline(file).removeprefix(_BOM)
+            line = one_line(file).removeprefix(_BOM)
             while not line.strip():
-                line = _readline(file)
+                line = one_line(file)
             yield from whole_lines(file)
 
     def peek(self) -> list[str]:
@@ -173,7 +172,11 @@ class _Table:
 
     def labels(self) -> list[str]:
         """Names of all rows."""
-        return [self._label(line) for piece in self._body() for line in piece.split(b"\n") if line.strip()]
+        return list(
+            various(
+                self._label(line) for piece in self._body() for line in piece.split(b"\n") if line.strip()
+            )
+        )
 
     def _label(self, line: bytes) -> str:
         if line.startswith(b'"'):
@@ -220,17 +223,14 @@ class _Table:
         )
 
 
-def _readline(file: Any) -> bytes:
-    line: bytes = file.readline()
-    return line
-
-
 def _fields(line: bytes, separator: str, path: Path) -> list[str]:
-    csv.field_size_limit(max(csv.field_size_limit(), len(line) + 1))
+    before = csv.field_size_limit(len(line) + 1)
     try:
         fields = next(csv.reader([line.decode(errors="replace").rstrip("\r\n")], delimiter=separator), [])
     except csv.Error as error:
         raise UserError(f"has a line that can't be split into fields ({error})", path=path) from error
+    finally:
+        csv.field_size_limit(before)  # of the whole process
     # one separator too many at the end of a line is common and harmless
     return fields[:-1] if len(fields) > 1 and fields[-1] == "" else fields
 

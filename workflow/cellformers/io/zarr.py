@@ -5,6 +5,7 @@ that compress, and those of texts, are let through. What zarr raises about a dam
 becomes an OSError, which `source.reading` turns into a line.
 """
 
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -107,6 +108,13 @@ def _codec(codec: Any) -> Iterator[str]:
     yield from _codecs(described.get("configuration"))
 
 
+def _check_zip(path: Path) -> None:
+    """Refuse a zip that is damaged or unpacks to pieces too large to be held."""
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            check_chunk((info.file_size,), 1)
+
+
 def open_zarr(path: Path, options: ReadOptions) -> CountSource:
     """Open an AnnData zarr store."""
     import zarr
@@ -115,8 +123,11 @@ def open_zarr(path: Path, options: ReadOptions) -> CountSource:
         store: Any = str(path)
         try:
             if path.is_file():
+                _check_zip(path)
                 store = stack.enter_context(zarr.storage.ZipStore(path, mode="r"))
             group = zarr.open_group(store, mode="r")
+        except UserError:
+            raise
         except Exception as error:  # (zarr has errors of many kinds for a damaged store)
             text = " ".join(str(error).split())
             raise UserError(

@@ -15,9 +15,7 @@ from typing import Any
 from cellformers.errors import UserError
 
 VARIABLE = "CELLFORMERS_RESOURCES"
-MAX_BYTES = 1 << 20  # of a YAML file; the longest here has 11 kB
-MAX_DEPTH = 100
-MAX_NODES = 100_000  # with every alias written out
+MAX_BYTES = 256 << 10  # of a YAML file; the longest here has 11 kB
 _FOLDER = Path(__file__).parent
 
 
@@ -74,68 +72,15 @@ def read_yaml(path: str | Path) -> Any:
     FileNotFoundError
         If there is no such file.
     ValueError
-        In one line, if it is no plain file, not UTF-8, not YAML or larger than 1 MiB; if it has tags, which could make
-        objects, a key twice, of which YAML would take the last without a word, or aliases that repeat each other
+        In one line, if it is no plain file, not UTF-8, not YAML or larger than 256 KiB; if it has tags, which could
+        make objects, a key twice, of which YAML would take the last without a word, or aliases that repeat each other
         without end.
     """
-    import yaml
+    from cellformers.resources.loading import load_yaml
 
     path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError("it is no plain file")
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")
-    try:
-        content = path.read_text(encoding="utf-8")
-        _check_depth(content)
-        loader = yaml.SafeLoader(content)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _count_nodes(node, {})
-        return loader.construct_document(node)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
-
-
-def _check_depth(content: str) -> None:
-    """Refuse brackets in brackets without end, over which the parser takes the square of their number."""
-    depth = 0
-    for character in content:
-        if character in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise ValueError("it is nested too deeply")
-        elif character in "]}":
-            depth = max(depth - 1, 0)
-
-
-def _count_nodes(node: Any, known: dict[int, int]) -> int:
-    """Nodes of a document with its aliases written out; ValueError for too many, circles and keys that repeat."""
-    found = known.get(id(node))
-    if found is not None:
-        if found < 0:
-            raise ValueError(f"an alias holds itself ({_line(node)})")
-        return found
-    known[id(node)] = -1
-    total = 1
-    if node.id == "mapping":
-        seen = set()
-        for key, _ in node.value:
-            if key.id == "scalar" and key.value != "<<":
-                if (key.tag, key.value) in seen:
-                    raise ValueError(f"the key {key.value!r} is there twice ({_line(key)})")
-                seen.add((key.tag, key.value))
-    children = [each for pair in node.value for each in pair] if node.id == "mapping" else node.value
-    if node.id != "scalar":
-        total += sum(_count_nodes(child, known) for child in children)
-    if total > MAX_NODES:
-        raise ValueError(f"it has more than {MAX_NODES:,} values")
-    known[id(node)] = total
-    return total
-
-
-def _line(node: Any) -> str:
-    return f"line {node.start_mark.line + 1}"
+        raise ValueError(f"it has more than {MAX_BYTES >> 10} KiB")
+    return load_yaml(path.read_text(encoding="utf-8"))

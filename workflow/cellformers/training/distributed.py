@@ -90,7 +90,8 @@ def _meeting_place(world: World) -> dict[str, Any]:
     for library in ("GLOO", "NCCL"):
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     path = Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1] / "store"
-    return {"store": dist.FileStore(str(path), world.size), "rank": world.rank, "world_size": world.size}
+    store = dist.FileStore(str(path), world.size)  # type: ignore[attr-defined]
+    return {"store": store, "rank": world.rank, "world_size": world.size}
 
 
 def shared_gpu(world: World) -> int:

@@ -56,6 +56,7 @@ from cellformers.training.settings import Settings
 from cellformers.training.sides import HELDOUT, TEST, TRAIN, SplitSpec
 from cellformers.training.state import has_state
 from cellformers.training.targets import Targets
+from cellformers.vocabulary import copy_vocabulary
 
 __all__ = ["Settings", "SplitSpec", "Targets", "finetune", "make_network"]
 
@@ -231,7 +232,7 @@ def finetune(
         if world.rank == 0:
             with atomic_dir(output) as temporary:
                 checkpoints.save(plain, temporary)
-                shutil.copytree(Path(model) / VOCABULARY, temporary / VOCABULARY)
+                copy_vocabulary(Path(model) / VOCABULARY, temporary / VOCABULARY)
                 write_json(training, temporary / "training.json")
                 write_json(problem.split, temporary / "split.json")
                 write_text(as_tsv(course.rows, COLUMNS), temporary / "loss.tsv")

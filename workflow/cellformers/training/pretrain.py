@@ -42,7 +42,7 @@ from cellformers.training.places import check_output
 from cellformers.training.presets import PRESETS, Settings, assumptions, resolve
 from cellformers.training.pretrain_loop import COLUMNS, Checkpoints, Data, Training, heldout_loss
 from cellformers.training.state import has_state, load_state
-from cellformers.vocabulary import Vocabulary
+from cellformers.vocabulary import Vocabulary, copy_vocabulary
 
 CHECKPOINT_EVERY = "15min"
 ARCHITECTURE = {
@@ -376,6 +376,6 @@ def _write(
 ) -> None:  # fmt: skip
     with atomic_dir(output) as temporary:
         checkpoints.save(model, temporary)
-        shutil.copytree(words, temporary / VOCABULARY)
+        copy_vocabulary(words, temporary / VOCABULARY)
         write_json(training, temporary / "training.json")
         write_text(as_tsv(rows, COLUMNS), temporary / "loss.tsv")

@@ -17,6 +17,8 @@ import pytest
 from chain import COMMANDS, Chain, contents, copies, leftovers
 from forks import Ended, Fault, Forks
 
+from cellformers.cli import GROUPS
+
 ALL = os.environ.get("CELLFORMERS_FAULTS") == "all"
 VERBS = list(COMMANDS)
 SLOW = ("mixing",)  # jax starts and compiles in every process
@@ -27,6 +29,12 @@ RESUMING = {
 }  # fmt: skip
 GROWING = {"search": ("search/",)}  # results that are extended, and whole after every trial
 FAULTS = (signal.SIGKILL, signal.SIGTERM)
+
+
+def test_every_verb_is_here() -> None:
+    """Or writes nothing (doctor), or has its tests elsewhere (download: tests/io, tests/test_deposit_download.py)."""
+    there = {name for group in GROUPS for name in group.VERBS}
+    assert {words.split()[0] for words in COMMANDS.values()} == there - {"doctor", "download"}
 
 
 @pytest.fixture
@@ -254,9 +262,9 @@ def test_a_worker_dies(chain: Chain, forks: Forks, verb: str, out: Path) -> None
     check_rerun(chain, forks, verb, out)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in SLOW])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in (*SLOW, "provenance")])
 def test_no_verb_starts_a_process(chain: Chain, forks: Forks, verb: str, out: Path, tmp_path: Path) -> None:
-    """So that none can die."""
+    """So that none can die. (But provenance asks git for the commit.)"""
     place = tmp_path / "processes"
     ended = forks.run(chain.words(verb, out), [("processes", {"to": str(place)})])
     assert ended.code == 0, ended

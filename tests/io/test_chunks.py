@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from cellformers.io import chunks, dense
+from cellformers.io import dense, inflate
 from cellformers.io.chunks import open_chunks
 from cellformers.io.source import open_counts
 
@@ -18,7 +18,7 @@ SHAPE = (211, 137)  # no multiple of any chunk
 def inflater(request, monkeypatch):
     """Both libraries that decompress, where both are installed."""
     module = zlib if request.param == "zlib" else pytest.importorskip("zlib_ng.zlib_ng")
-    monkeypatch.setattr(chunks, "inflater", module)
+    monkeypatch.setattr(inflate, "inflater", module)
 
 
 def table(dtype, *, share: float = 0.1, seed: int = 0):

@@ -118,7 +118,8 @@ def arguments(profile: str, folder: Path, *more: str, accelerator: str = "cuda")
         used.write_text(yaml.safe_dump(kept))
         places = []
     return [
-        "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--dry-run", "--cores", "8", "--quiet", "all",
+        "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--dry-run", "--quiet", "all",
+        "--cores", "8",
         "--configfile", str(folder / f"{accelerator}.yaml"), "--workflow-profile", str(used),
         *[word.format(folder=folder) for word in places], *more,
     ]  # fmt: skip

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numba as nb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cellformers.errors import UserError
@@ -359,7 +360,8 @@ def read_sketches(paths: Sequence[str | Path]) -> Iterator[Chunk]:
             if not file.schema_arrow.equals(SCHEMA):
                 raise ValueError("it is no sketch")
             for number in range(file.num_row_groups):
-                ids, names = _distinct(_read_group(file, number, ["gene_id", "symbol"]))
+                table = _read_group(file, number, ["gene_id", "symbol", "bucket"])
+                ids, names = _distinct(table)
                 groups.append(_RowGroup(path, number, ids[0], ids[-1]))
                 for gene, symbol in zip(ids, names, strict=True):
                     known = symbols.get(gene)
@@ -367,8 +369,9 @@ def read_sketches(paths: Sequence[str | Path]) -> Iterator[Chunk]:
                     symbols[gene] = (
                         symbol if known is None else known if symbol is None else min(known, symbol)
                     )
-                span = file.metadata.row_group(number).column(SCHEMA.get_field_index("bucket")).statistics
-                buckets = [min(buckets[0], span.min), max(buckets[1], span.max)]
+                # not from the file's statistics: pyarrow ends the process over some that are damaged
+                span = pc.min_max(table["bucket"])
+                buckets = [min(buckets[0], span["min"].as_py()), max(buckets[1], span["max"].as_py())]
                 if not 0 <= buckets[0] <= buckets[1] < MAX_BUCKETS:
                     raise ValueError("buckets that no value has")
     if not groups:

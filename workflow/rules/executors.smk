@@ -44,7 +44,7 @@ def respell(resources):
     for word in set(SPELLINGS) & set(workflow.resource_scopes):
         stated, form = SPELLINGS[word]
         if "mem_mb" in resources and (stated in resources or stated == "threads"):
-            own = spelled(resources.get(stated), form)
+            own = spelled(resources[stated] if stated != "threads" else None, form)
             if word == "lsf_extra" and word in resources:
                 own = joined(resources[word], own)
             if word == "lsf_extra" or word not in resources:

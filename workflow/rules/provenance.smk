@@ -1,17 +1,4 @@
 # The record of the run: versions, config, digests of everything that was read and made.
-from cellformers.provenance import artefacts
-from cellformers.provenance import inputs as raw_inputs
-
-
-def given_config():
-    """The config as it was given, as YAML with its keys in order."""
-    return yaml.safe_dump({key: value for key, value in config.items() if key != "pathvars"})
-
-
-def config_root(wildcards, input):
-    """The folder that paths of the config are relative to: a module's prefix, or the copy of a remote storage."""
-    raw = raw_inputs(CONFIG)
-    return flags(root=input.raw[0].removesuffix(raw[0]) or None) if raw else ""
 
 
 rule provenance:

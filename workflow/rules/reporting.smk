@@ -1,4 +1,6 @@
-# What the report shows, and the config it prints.
+# What the report shows, and the config it prints; what the record of a run has.
+from cellformers.provenance import artefacts
+from cellformers.provenance import inputs as raw_inputs
 
 
 def report_inputs(wildcards):
@@ -33,3 +35,14 @@ def score_options(wildcards, input):
 def resolved_config():
     """The validated config with every default filled in, as YAML."""
     return yaml.safe_dump(CONFIG.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def given_config():
+    """The config as it was given, as YAML with its keys in order."""
+    return yaml.safe_dump({key: value for key, value in config.items() if key != "pathvars"})
+
+
+def config_root(wildcards, input):
+    """The folder that paths of the config are relative to: a module's prefix, or the copy of a remote storage."""
+    raw = raw_inputs(CONFIG)
+    return flags(root=input.raw[0].removesuffix(raw[0]) or None) if raw else ""

@@ -18,7 +18,7 @@ from cellformers.evaluate.classify import FoldPrediction
 from cellformers.evaluate.splitfile import Split, row_names
 from cellformers.evaluate.tables import Cells
 from cellformers.io.arrow import as_numbers, as_strings
-from cellformers.io.files import digest_arrays, read_json, read_table
+from cellformers.io.files import digest_arrays, read_json, read_table, whole
 
 Array = np.ndarray[Any, Any]
 FIX = "fine-tune it with this split: cellformers finetune --split-file split.json --fold K"
@@ -58,13 +58,16 @@ def finetuned_cells(
         )
     parts, notes = [], []
     for number, (path, (train, test)) in enumerate(zip(map(Path, models), folds, strict=True)):
-        prefix, classes = _labels(path, split)
-        notes += _check_trained(path, split, cells, train, number=number)
-        own = _probability(
-            path, cells, test, prefix=prefix, classes=classes, fold=split.folds[number]["name"]
-        )
-        probability = np.zeros((len(test), len(split.classes)))
-        probability[:, [split.classes.index(c) for c in classes]] = own
+        with whole(path, fix=FIX):
+            prefix, classes = _labels(path, split)
+            notes += _check_trained(path, split, cells, train, number=number)
+            own = _probability(
+                path, cells, test, prefix=prefix, classes=classes, fold=split.folds[number]["name"]
+            )
+            probability = np.zeros((len(test), len(split.classes)))
+            probability[:, [split.classes.index(c) for c in classes]] = own
+            if not (np.isfinite(own).all() and (own >= 0).all() and (own <= 1).all()):
+                raise ValueError("probabilities outside 0 to 1")
         parts.append(FoldPrediction(probability, float("nan"), True))
     return Finetuned(parts, digest_arrays(*(part.probability for part in parts)), notes)
 

@@ -18,7 +18,7 @@ from cellformers import metrics
 from cellformers.errors import UserError
 from cellformers.evaluate.splitfile import Split
 from cellformers.io.arrow import as_numbers, as_strings
-from cellformers.io.files import read_json, read_table
+from cellformers.io.files import read_json, read_table, whole
 
 FIX = (
     "fine-tune it with this split: cellformers finetune --labels split.json --split-file split.json --fold K"
@@ -64,15 +64,16 @@ def read_finetuned(models: Sequence[str | Path], split: Split) -> FinetunedGenes
     score = np.full(len(rows), np.nan)
     genes, values, notes = [], [], []
     for path, fold in zip(map(Path, models), split.folds, strict=True):
-        notes += _check_trained(path, split, fold)
-        names, own = _tested(path / "predictions.parquet", labels, fold, split.classes)
-        score[rows.get_indexer(pd.Index(names))] = own
-        names, own = _tested(path / "predictions_pooled.parquet", labels, fold, split.classes)
-        place = rows.get_indexer(pd.Index(names))
-        if not np.isin(place, np.flatnonzero(~np.isnan(score))).all():
-            raise UserError("has tokens of genes that predictions.parquet lacks", path=path, fix=FIX)
-        genes.append(place)
-        values.append(own)
+        with whole(path, fix=FIX):
+            notes += _check_trained(path, split, fold)
+            names, own = _tested(path / "predictions.parquet", labels, fold, split.classes)
+            score[rows.get_indexer(pd.Index(names))] = own
+            names, own = _tested(path / "predictions_pooled.parquet", labels, fold, split.classes)
+            place = rows.get_indexer(pd.Index(names))
+            if not np.isin(place, np.flatnonzero(~np.isnan(score))).all():
+                raise UserError("has tokens of genes that predictions.parquet lacks", path=path, fix=FIX)
+            genes.append(place)
+            values.append(own)
     return FinetunedGenes(score, np.concatenate(genes), np.concatenate(values), notes)
 
 

@@ -19,7 +19,7 @@ REQUIRED = (
     "chance", "published", "notes", "cellformers", "step", "revision", "parameters", "inputs",
 )  # fmt: skip
 SHAPE: dict[str, Any] = {
-    "benchmark": str, "task": str, "dataset": str, "method": str, "label": str | None, "classes": list, "split": dict,
+    "benchmark": str, "task": str, "dataset": str, "method": str, "kind": str, "label": str | None, "classes": list, "split": dict,
     "n": int, "interval": dict, "metrics": dict, "chance": dict | None, "published": dict | None, "notes": list,
     "inputs": dict, "parameters": dict,
 }  # fmt: skip
@@ -64,11 +64,11 @@ def _defects(score: Any) -> str | None:
     missing = [key for key in REQUIRED if key not in score]
     if missing:
         return f"lacks {missing[0]!r}"
-    if score["kind"] not in KINDS or score["task"] not in MAIN_METRICS:
-        return f"has an unknown kind or task ({score['kind']}, {score['task']})"
     wrong = next((key for key, kind in SHAPE.items() if not isinstance(score[key], kind)), None)
     if wrong is not None:
         return f"has {wrong!r} of another type"
+    if score["kind"] not in KINDS or score["task"] not in MAIN_METRICS:
+        return f"has an unknown kind or task ({score['kind']}, {score['task']})"
     if not all(isinstance(note, str) for note in score["notes"]):
         return "has notes that are no texts"
     return _split_defect(score) or _published_defect(score) or _metric_defect(score)

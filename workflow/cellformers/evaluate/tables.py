@@ -5,6 +5,7 @@ cells as in `cells.parquet`, so that nothing depends on the order or the number 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 

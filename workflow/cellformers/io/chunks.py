@@ -9,7 +9,6 @@ decompressed (by zlib-ng where it is installed, else by zlib) and its non-zeros 
 processor's cache. Whatever is unusual about a chunk is left to the library, so that what is read is always the same.
 """
 
-import importlib
 import os
 import zlib
 from collections.abc import Sequence
@@ -19,24 +18,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from cellformers.io import hdf5
+from cellformers.io import hdf5, inflate
+from cellformers.io.inflate import DEFLATE, SHUFFLE, filters_of
 
 Array = np.ndarray[Any, Any]
 Corner = tuple[int, int]
 _MOST_BYTES = 64 << 20  # of a column of chunks, were it dense
-_SHUFFLE, _DEFLATE = 2, 1  # numbers of the filters in HDF5
 _NOT_STORED, _BY_LIBRARY = None, b""
-
-
-def _inflater() -> Any:
-    """zlib-ng's module, else zlib: the same functions and bytes, several times slower."""
-    try:
-        return importlib.import_module("zlib_ng.zlib_ng")
-    except ImportError:
-        return zlib
-
-
-inflater = _inflater()
 
 
 def _processors() -> int:
@@ -125,23 +113,13 @@ class ChunkReader:
             if source is not _NOT_STORED:
                 if n + size > len(values):
                     positions, values = (np.resize(array, 2 * len(array)) for array in (positions, values))
-                chunk = self._unpacked(source)
+                chunk = inflate.inflate(source, self._bytes, self._dataset.name)
                 if chunk is not None and self._shuffled:
                     n = picking.pick_shuffled(chunk, positions, values, n)
                 else:
                     n = picking.pick(chunk or self._by_library(corner), positions, values, n)
             ends[number] = n
         return ends, positions[:n], values[:n]
-
-    def _unpacked(self, source: bytes) -> bytes | None:
-        """A chunk decompressed; None where it is no compressed one."""
-        try:
-            chunk: bytes = inflater.decompress(source, zlib.MAX_WBITS, self._bytes)
-        except inflater.error:
-            return None
-        if len(chunk) != self._bytes:  # the library would fill it up with whatever is in memory
-            raise EOFError(f"a chunk of {self._dataset.name} has {len(chunk)} bytes, not {self._bytes}")
-        return chunk
 
     def _by_library(self, corner: Corner) -> bytes:
         """A chunk through all of the library's filters; a damaged one fails here."""
@@ -161,12 +139,11 @@ def open_chunks(table: Any, *, cells_in_rows: bool, threads: int | None = None) 
     if not isinstance(table, h5py.Dataset) or table.chunks is None or table.ndim != 2:
         return None
     dtype = table.dtype
-    plist = table.id.get_create_plist()
-    filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+    filters = filters_of(table)
     across = table.shape[1] if cells_in_rows else table.shape[0]
     band = int(across) * int(table.chunks[0 if cells_in_rows else 1]) * dtype.itemsize
     if (
-        filters not in ([_DEFLATE], [_SHUFFLE, _DEFLATE])
+        filters not in ([DEFLATE], [SHUFFLE, DEFLATE])
         or not hdf5.stored_as_is(table)
         or dtype.str == "<f2"
         or table.fillvalue != 0
@@ -174,5 +151,5 @@ def open_chunks(table: Any, *, cells_in_rows: bool, threads: int | None = None) 
     ):
         return None
     if threads is None:  # zlib-ng is so quick that handing chunks to threads costs what it gains (measured)
-        threads = min(2, _processors()) if inflater is zlib else 1
+        threads = min(2, _processors()) if inflate.inflater is zlib else 1
     return ChunkReader(table, cells_in_rows=cells_in_rows, shuffled=len(filters) == 2, threads=threads)

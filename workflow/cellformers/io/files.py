@@ -282,16 +282,19 @@ def open_parquet(path: str | Path) -> pq.ParquetFile:
     """Open a Parquet file; UserError where it is missing, not Parquet, or a column of it unpacks to no end."""
     path = check_plain(path)
     try:
+        asked_for(path)
         # pre-buffering would keep the whole compressed file in memory while its row groups are read one by one
         file = pq.ParquetFile(path, pre_buffer=False)
     except DAMAGES as error:
-        raise UserError("not a readable Parquet file (truncated?)", path=path, fix="make it again") from error
+        text = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"not a readable Parquet file (truncated? {text})", path=path, fix="make it again"
+        ) from error
     try:
         with whole(path):
             names = file.schema_arrow.names
             if len(set(names)) < len(names):
                 raise ValueError("it has two columns of one name")
-            asked_for(path, file)
     except BaseException:
         file.close()
         raise
@@ -312,7 +315,7 @@ def read_table(path: str | Path, columns: list[str] | None = None) -> pa.Table:
                     path=path,
                     fix=f"columns are {', '.join(file.schema_arrow.names)}",
                 )
-        asked = asked_for(path, file)
+        asked = asked_for(path)
         total = sum(asked.get(column, 0) for column in (asked if columns is None else set(columns)))
         if total > most(path.stat().st_size):
             raise ValueError(f"it would take {total / 1e9:.1f} GB of memory")

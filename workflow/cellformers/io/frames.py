@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from cellformers.errors import UserError
 from cellformers.io.hdf5 import child as hdf5_child
+from cellformers.io.inflate import check_names, check_packed
 from cellformers.io.names import Strings, as_strings
 from cellformers.io.source import MOST_NAMES
-from cellformers.io.stretch import check_stored
 
 Array = np.ndarray[Any, Any]
 
@@ -69,6 +70,8 @@ def column_of(node: Any, *, most: int = MOST_NAMES) -> Array | None:
     """All items of a one-dimensional array as `values_of` gives them; None where it is none, or longer than `most`."""
     if not one_dimensional(node) or node.shape[0] > most:
         return None
+    if isinstance(node, h5py.Dataset):
+        check_packed(node)
     return values_of(node)
 
 
@@ -114,7 +117,7 @@ class Frame:
             raise UserError(f"{name} is no data frame", path=path, fix="write the file again with anndata")
         if not one_dimensional(self._index):
             raise UserError(f"{name} has no index", path=path, fix="write the file again with anndata")
-        check_stored(self._index)
+        check_names(self._index)
         self.n = int(self._index.shape[0])
 
     def index(self, lo: int = 0, hi: int | None = None) -> Strings:

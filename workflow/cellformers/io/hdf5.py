@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from cellformers.errors import UserError
+from cellformers.io.inflate import DEFLATE, SHUFFLE, InflatedStretch, check_packed, filters_of
 from cellformers.io.stretch import ChunkedStretch, Stretch, check_chunk
 
 Array = np.ndarray[Any, Any]
@@ -201,27 +202,42 @@ class StoredStretch:
             self._descriptor = None
 
 
-class _ChunkedStretch(ChunkedStretch):
-    """The library's way into a one-dimensional dataset, opened for this when it is read first."""
+class _Opened:
+    """Mixed into the ways through the library: the dataset is opened for it when it is read first."""
 
+    _array: Any
     _plain: Any = None
 
     def read(self, lo: int, hi: int, scratch: Array | None = None) -> Array:
         """Items lo to hi."""
         if self._plain is None:
             self._plain = self._array = plain(self._array)
-        return super().read(lo, hi, scratch)
+        return super().read(lo, hi, scratch)  # type: ignore[misc]
 
     def close(self) -> None:
         """Close the second handle on the file."""
-        super().close()
+        super().close()  # type: ignore[misc]
         close_plain(self._plain)
+
+
+class _InflatedStretch(_Opened, InflatedStretch):
+    """Gzipped chunks."""
+
+
+class _ChunkedStretch(_Opened, ChunkedStretch):
+    """The library's way into a dataset."""
 
 
 def stretch(dataset: h5py.Dataset) -> Stretch:
     """The quickest way to read stretches of a one-dimensional dataset."""
     offsets = _offsets(dataset)
-    return _ChunkedStretch(dataset) if offsets is None else StoredStretch(dataset, offsets)
+    if offsets is not None:
+        return StoredStretch(dataset, offsets)
+    filters = filters_of(dataset)
+    if filters in ([DEFLATE], [SHUFFLE, DEFLATE]) and stored_as_is(dataset):
+        return _InflatedStretch(dataset, shuffled=len(filters) == 2)
+    check_packed(dataset)
+    return _ChunkedStretch(dataset)
 
 
 def stored_as_is(dataset: h5py.Dataset) -> bool:

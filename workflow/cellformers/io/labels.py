@@ -21,7 +21,6 @@ from cellformers.io.files import read_table
 from cellformers.io.lines import open_bytes
 from cellformers.io.source import Array
 
-
 _LONGEST = 1 << 20  # characters of a header
 
 

@@ -15,9 +15,9 @@ from cellformers.errors import UserError, did_you_mean
 from cellformers.io import hdf5
 from cellformers.io.dense import DenseMatrix
 from cellformers.io.frames import one_dimensional, texts, values_of
+from cellformers.io.inflate import check_names
 from cellformers.io.names import Strings, as_pass, as_strings, cell_names, choose_features
 from cellformers.io.source import CountSource, ReadOptions, check_size
-from cellformers.io.stretch import check_stored
 
 CELL_NAMES = (
     "cellid",
@@ -108,7 +108,7 @@ def _open(root: Any, path: Path, options: ReadOptions) -> CountSource:
         what = "no column attribute names the cells" if cell is None else f"has no cell column {cell!r}"
         raise UserError(what, path=path, fix="cell_column: " + did_you_mean(cell or "", columns))
     check_size(matrix, len(columns[cell]), len(ids), path)
-    check_stored(columns[cell])
+    check_names(columns[cell])
     names = cell_names(
         n_cells,
         lambda lo, hi: texts(columns[cell][lo:hi]),

@@ -9,8 +9,8 @@ import h5py
 
 from cellformers.errors import UserError
 from cellformers.io import hdf5
+from cellformers.io.mtx import find_mtx
 from cellformers.io.source import CountSource, ReadOptions
-from cellformers.io.tenx import find_mtx
 
 _FORMATS = "h5ad, loom, AnnData zarr, 10x .h5, a 10x mtx folder, dense text (csv, tsv)"
 _HDF5_NAMES = (".h5ad", ".loom", ".h5", ".hdf5")
@@ -64,7 +64,7 @@ def opener(path: Path) -> Opener:
     if start[257:262] == b"ustar":
         raise UserError("is a tar archive", path=path, fix="unpack it and give what is inside")
     if start.lower().startswith(b"%%matrixmarket"):
-        from cellformers.io.tenx import open_mtx
+        from cellformers.io.mtx import open_mtx
 
         return open_mtx
     if b"\0" in start:
@@ -81,7 +81,7 @@ def _folder(path: Path) -> Opener:
 
         return open_zarr
     if find_mtx(path) is not None:
-        from cellformers.io.tenx import open_mtx
+        from cellformers.io.mtx import open_mtx
 
         return open_mtx
     below = [

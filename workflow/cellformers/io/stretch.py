@@ -8,7 +8,6 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 _MOST_CHUNK = 512 << 20  # bytes; a chunk is unpacked whole
-_MOST_PACKED = 1100  # times smaller than what it holds: more than deflate can
 
 
 def check_chunk(chunks: Sequence[int] | None, itemsize: int) -> None:
@@ -16,17 +15,6 @@ def check_chunk(chunks: Sequence[int] | None, itemsize: int) -> None:
     size = math.prod(chunks) * itemsize if chunks else 0
     if size > _MOST_CHUNK:
         raise OSError(f"it is stored in chunks of {size / 2**30:.1f} GiB; write it with chunks under 0.5")
-
-
-def check_stored(array: Any) -> None:
-    """OSError where an array of names declares many more than what is stored of them can hold.
-
-    For h5py's datasets and what `zarr` wraps. Where nothing is stored, every item is the same fill value: no names.
-    """
-    size = math.prod(array.shape) * array.dtype.itemsize
-    stored = array.id.get_storage_size() if hasattr(array, "id") else array.stored_bytes()
-    if size > _MOST_PACKED * (stored + 1024):
-        raise OSError(f"{math.prod(array.shape):,} names are declared, {stored:,} bytes are stored of them")
 
 
 class Stretch(Protocol):

@@ -210,6 +210,8 @@ def _check_pickles(path: Path, archive: bool) -> None:
         return
     with path.open("rb") as file:  # magic number, version, system, tensors: each a pickle of its own
         for _ in range(4):
+            if not file.peek(1):
+                return
             _check_calls(file)
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from cellformers import metrics
 from cellformers.errors import UserError
 from cellformers.io.arrow import as_numbers, as_strings, numbers, strings
-from cellformers.io.files import read_json, read_table
+from cellformers.io.files import read_json, read_table, whole
 from cellformers.training.classify import softmax
 from cellformers.training.problem import Outputs, Problem
 from cellformers.training.sides import SIDES
@@ -187,7 +187,8 @@ def pool_folds(folders: Sequence[str | Path]) -> tuple[pa.Table, dict[str, Any]]
     figures: dict[str, list[float]] = {}
     tested: set[str] = set()
     for number, folder in enumerate(folders, start=1):
-        test = read_json(Path(folder) / "training.json")["metrics"].get("test")
+        with whole(folder, fix="fine-tune again"):
+            test = read_json(Path(folder) / "training.json")["metrics"].get("test")
         if not test:
             raise UserError("tested nothing", path=folder, fix="pool folds that have a test side")
         table = read_table(Path(folder) / "predictions.parquet")

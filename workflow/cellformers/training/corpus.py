@@ -99,7 +99,9 @@ def _is_whole(folder: Path, about: dict[str, Any]) -> bool:
         return False
     found = read_json(folder / _ABOUT)
     sizes = [(folder / name).stat().st_size for name in (_TOKENS, _OFFSETS)]
-    return about.items() <= found.items() and found["bytes"] == sizes
+    if not isinstance(found, dict) or found.get("dtype") not in ("uint16", "int32"):
+        return False
+    return about.items() <= found.items() and found.get("bytes") == sizes
 
 
 def _lay_out(

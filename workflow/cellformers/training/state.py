@@ -114,7 +114,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
 def _header(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         header: dict[str, Any] = json.loads((file.metadata() or {})["state"])
-        return header
+    kinds = {"step": int, "extra": dict, "settings": dict}
+    if not isinstance(header, dict) or not all(isinstance(header.get(k), kind) for k, kind in kinds.items()):
+        raise ValueError("it is no state of a training")
+    return header
 
 
 def _read(path: Path) -> State:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cellformers.errors import DiskFullError, UserError
-from cellformers.io.files import read_json, write_json, write_text
+from cellformers.io.files import read_json, whole, write_json, write_text
 from cellformers.training.curves import as_tsv
 from cellformers.training.space import Choice, Range, Space, describe
 
@@ -189,8 +189,12 @@ def _begun(folder: Path, about: Mapping[str, Any]) -> tuple[list[Trial], Trial]:
     path = folder / "trials.json"
     if not path.is_file():
         return [], {}
-    content = read_json(path)
-    differing = sorted(k for k in {*content["about"], *about} if content["about"].get(k) != about.get(k))
+    with whole(path, fix="choose another --output"):
+        content = dict(read_json(path))
+        known = dict(content["about"])
+        if not all(isinstance(trial, dict) and "state" in trial for trial in content["trials"]):
+            raise ValueError("trials without a state")
+    differing = sorted(k for k in {*known, *about} if known.get(k) != about.get(k))
     if differing:
         raise UserError(
             f"belongs to another search ({', '.join(differing)} differ)", path=path,

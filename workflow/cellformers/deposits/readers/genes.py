@@ -16,7 +16,7 @@ from cellformers.deposits.readers.common import AGAIN, Files, LabelledGenes, pic
 from cellformers.errors import UserError
 from cellformers.io.pickles import read_lists
 from cellformers.io.source import reading
-from cellformers.io.tenx import open_bytes
+from cellformers.io.lines import open_bytes
 
 _ENSEMBL = re.compile(r"ENSG\d{11}")
 _RANGE = re.compile(r"(long|short)[- _]range(\s+TF)?", re.IGNORECASE)

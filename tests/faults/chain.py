@@ -82,8 +82,6 @@ COMMANDS = {
     "summarize": "summarize {evaluate}/score.json -o {out}/b.tsv",
     "report": "report --config {in}/config.yaml --results {in}/results --score {evaluate}/score.json "
     "-o {out}/report.html",
-    "provenance": "provenance {in}/config.yaml --results {in}/results --root {in} -o {out}/p.json",
-    "compare": "compare {in}/results {in}/results -o {out}/c.json",
 }  # fmt: skip
 
 

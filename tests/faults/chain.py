@@ -168,15 +168,8 @@ def _more_inputs(folder: Path, chain: Path) -> None:
 def _results(folder: Path, chain: Path) -> None:
     dataset = folder / "results" / "a"
     shutil.copytree(chain / "qc", dataset)
-    shutil.copytree(chain / "tokenize", dataset / "tokens" / "v")
     shutil.copy(chain / "ingest/metadata.parquet", dataset)
-    shutil.copytree(chain / "pretrain/model", folder / "results/models/m")
-    config = {
-        "datasets": {"a": {"path": "raw.h5ad", "label": "type", "batch": "donor"}},
-        "corpora": {"c": {"datasets": ["a"]}},
-        "vocabularies": {"v": {"corpus": "c"}},
-        "models": {"m": {"vocabulary": "v", "pretrain": {"steps": 6}}},
-    }
+    config = {"datasets": {"a": {"path": "raw.h5ad", "label": "type"}}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
 

@@ -4,6 +4,7 @@ A moment is (kind, number): the so-many-th time that the command, once it has be
 package, or is about to "open" a file to write, "rename", "mkdir", or "remove" under its folder of outputs.
 """
 
+import atexit
 import ctypes
 import json
 import os
@@ -26,10 +27,10 @@ Moment = tuple[str, int]
 Act = Callable[[Moment], None]
 
 
-def _watch(out: str, act: Act, *, begun: bool = False, with_calls: bool = True) -> None:
-    """Call `act` at every moment of this process from now on; `begun`: count calls before anything is written, too."""
+def _watch(out: str, act: Act, *, early: Callable[[], None] | None = None, with_calls: bool = True) -> None:
+    """Call `act` at every moment of this process from now on, and `early` at calls before anything is written."""
     counts: Counter[str] = Counter()
-    state = {"begun": begun, "busy": False}
+    state = {"begun": False, "busy": False}
     root = os.path.realpath(out)
 
     def count(kind: str) -> None:
@@ -53,8 +54,12 @@ def _watch(out: str, act: Act, *, begun: bool = False, with_calls: bool = True) 
             count(kind)
 
     def profile(frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and state["begun"] and frame.f_code.co_filename.startswith(PACKAGE):
+        if event != "call" or not frame.f_code.co_filename.startswith(PACKAGE):
+            return
+        if state["begun"]:
             count("call")
+        elif early is not None:
+            early()
 
     sys.addaudithook(hook)
     if with_calls:
@@ -62,15 +67,23 @@ def _watch(out: str, act: Act, *, begun: bool = False, with_calls: bool = True) 
 
 
 def tally(out: str, to: str) -> None:
-    """Write how many moments of each kind there are to a file, as JSON: kept up to date, so that any end will do."""
+    """Write to a file, as JSON, how many moments of each kind there were, and as "all calls" those before as well."""
     seen: dict[str, int] = {}
-    handle = os.open(to, os.O_WRONLY | os.O_CREAT, 0o600)
+    before = {"calls": 0}
 
     def act(moment: Moment) -> None:
         seen[moment[0]] = moment[1]
-        os.pwrite(handle, json.dumps(seen).encode(), 0)
 
-    _watch(out, act)
+    def count() -> None:
+        before["calls"] += 1
+
+    _watch(out, act, early=count)
+
+    def write() -> None:
+        with open(to, "w", encoding="utf-8") as file:
+            json.dump(seen | {"all calls": before["calls"] + seen.get("call", 0)}, file)
+
+    atexit.register(write)
 
 
 def signal_at(out: str, moment: Moment, signum: int) -> None:
@@ -95,8 +108,15 @@ def inputs_at(out: str, number: int, paths: list[str], what: str) -> None:
         os.path.join(folder, name) for path in paths for folder, _, names in os.walk(path) for name in names
     ] + [path for path in paths if os.path.isfile(path)]
 
+    made = {"calls": 0}
+
     def act(now: Moment) -> None:
-        if now != ("call", number):
+        if now[0] == "call":
+            call()
+
+    def call() -> None:
+        made["calls"] += 1
+        if made["calls"] != number:
             return
         for path in files:
             if what == "truncate":
@@ -106,13 +126,7 @@ def inputs_at(out: str, number: int, paths: list[str], what: str) -> None:
         for path in paths if what == "vanish" else ():
             shutil.rmtree(path, ignore_errors=True)
 
-    _watch(out, act, begun=True)
-
-
-def calls(out: str, to: str) -> None:
-    """As `tally`, of all calls from the beginning."""
-    handle = os.open(to, os.O_WRONLY | os.O_CREAT, 0o600)
-    _watch(out, lambda now: now[0] == "call" and os.pwrite(handle, b"%d" % now[1], 0), begun=True)
+    _watch(out, act, early=call)
 
 
 def powerless() -> None:

@@ -59,7 +59,7 @@ class Target(NamedTuple):
     """
 
     name: str
-    make: Callable[[Path], None]
+    make: Callable[[Path], None] | None
     """Writes valid files into an empty folder."""
     read: Callable[[Path], Any]
     """Reads the files of a folder as users do; what it writes goes into that folder."""
@@ -327,6 +327,7 @@ class Runner:
         """The folder of a target's valid files, and what they give."""
         if name not in self._made:
             target = load_targets()[name]
+            assert target.make is not None
             folder = self.root / "made" / name
             folder.mkdir(parents=True)
             target.make(folder)
@@ -349,7 +350,8 @@ class Runner:
             made, truth = self.truth(case.target)
             folder = root / str(number) / "in"
             expected = prepare(case, made, folder)
-            jobs.append((load_targets()[case.target], folder, truth, expected))
+            reading = load_targets()[case.target]._replace(make=None, build=None)  # these stay here
+            jobs.append((reading, folder, truth, expected))
             folders.append(folder)
         outcome = forked.run(
             _batch, jobs, writable=[*folders, *COMPILED], seconds=PATIENCE, memory_mb=MEMORY_MB

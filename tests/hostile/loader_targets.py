@@ -33,7 +33,7 @@ from cellformers.evaluate.tables import read_cells, read_gene_table, read_vector
 from cellformers.gene_embedding import merge_gene_sums
 from cellformers.histograms import read_sketches
 from cellformers.io.files import stamp, write_json, write_table
-from cellformers.io.pickles import read_dictionary, read_lists
+from cellformers.io.pickles import read_lists
 from cellformers.models import checkpoints
 from cellformers.models.directory import import_model, open_model
 from cellformers.registry.entries import read_registry
@@ -41,7 +41,6 @@ from cellformers.registry.store import read_lock
 from cellformers.resources import resource
 from cellformers.selection import choose_cells, read_column
 from cellformers.summaries import read_states, summarize_embeddings
-from cellformers.training.adapters import load_adapter_state
 from cellformers.training.state import load_state, save_state
 from cellformers.vectors import blocks, open_embeddings
 from cellformers.vocabulary import Vocabulary, from_medians, read_published
@@ -619,7 +618,9 @@ def make_split(folder: Path) -> None:
 
 def read_split_file(folder: Path) -> Any:
     found = read_split(folder / "x.json", task="cells")
-    return found.describe(), [[part.tolist() for part in fold] for fold in found.masks(np.array(["d1", "d2"]))]
+    return found.describe(), [
+        [part.tolist() for part in fold] for fold in found.masks(np.array(["d1", "d2"]))
+    ]
 
 
 _table_target("split", make_split, read_split_file, fine, "x.json")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from cellformers.io import dense, inflate
+from cellformers.io import chunks, dense, inflate
 from cellformers.io.chunks import open_chunks
 from cellformers.io.source import open_counts
 

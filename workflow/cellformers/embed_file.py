@@ -236,12 +236,14 @@ def _takes_elements(path: Path) -> bool:
     import h5py
 
     from cellformers.io.h5ad import open_h5ad
+    from cellformers.io.hdf5 import child, open_hdf5
     from cellformers.io.sniff import opener
 
     if opener(path) is not open_h5ad:
         return False
-    with h5py.File(path, "r") as file:
-        return all(isinstance(file.get(key, {}), h5py.Group | dict) for key in ("obs", "obsm", "obsp", "uns"))
+    with open_hdf5(path) as file:  # links to other files, which would be written to, are refused
+        nodes = [child(file, key) for key in ("obs", "obsm", "obsp", "uns")]
+        return all(node is None or isinstance(node, h5py.Group) for node in nodes)
 
 
 def _replace(group: Any, key: str, value: Any) -> None:

@@ -160,6 +160,7 @@ def merge_gene_sums(paths: Sequence[str | Path], output: str | Path) -> int:
     if not paths:
         raise UserError("no gene sums to merge", path=output, fix="name at least one shard")
     metadata = read_metadata(paths[0])
+    dim = 0
     totals: dict[str, Array] = {}
     n_cells: dict[str, int] = {}
     symbols: dict[str, str | None] = {}
@@ -176,7 +177,7 @@ def merge_gene_sums(paths: Sequence[str | Path], output: str | Path) -> int:
             ids, names, numbers_of, sums = _columns(table)
         if totals and sums.shape[1] != dim:
             raise UserError(f"has {sums.shape[1]} dimensions, {paths[0]} has {dim}", path=path)
-        dim = sums.shape[1]
+        dim = int(sums.shape[1])
         for row, gene in enumerate(ids):
             symbols[gene] = names[row]
             n_cells[gene] = n_cells.get(gene, 0) + numbers_of[row]

@@ -34,7 +34,7 @@ from cellformers.io.files import (
     read_metadata,
     stamp,
     whole,
-)
+)  # fmt: skip
 from cellformers.revisions import REVISIONS
 from cellformers.vocabulary import Vocabulary
 
@@ -374,25 +374,20 @@ def read_tokens(paths: str | Path | Sequence[str | Path], *, cells: int = 1024) 
             raise UserError(
                 "made with another vocabulary than the file before", path=path, fix="tokenize it again"
             )
-        with _open_tokens(path) as file:
-            with whole(path):
-                for batch in file.iter_batches(
-                    batch_size=cells, columns=["cell_id", "input_ids"], use_threads=False
-                ):
-                    batch.validate(full=True)
-                    yield _token_batch(batch)
-
-
-def _is_tokens(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) and pa.types.is_integer(kind.value_type)
-
-
-_KINDS = (("cell_id", pa.types.is_string), ("input_ids", _is_tokens))
+        with _open_tokens(path) as file, whole(path):
+            for batch in file.iter_batches(
+                batch_size=cells, columns=["cell_id", "input_ids"], use_threads=False
+            ):
+                batch.validate(full=True)
+                yield _token_batch(batch)
 
 
 def _open_tokens(path: str | Path) -> pq.ParquetFile:
     file = open_parquet(path)
-    if any(name not in file.schema_arrow.names or not fits(file.schema_arrow.field(name).type) for name, fits in _KINDS):
+    kinds = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
+    lists = kinds.get("input_ids", pa.null())
+    whole_numbers = pa.types.is_list(lists) and pa.types.is_integer(lists.value_type)
+    if kinds.get("cell_id") != pa.string() or not whole_numbers:
         file.close()
         raise UserError(
             "not a tokens file (no cell_id and input_ids)", path=path, fix="cellformers tokenize makes one"
@@ -420,9 +415,8 @@ def token_lengths(paths: str | Path | Sequence[str | Path]) -> Array:
     files = [paths] if isinstance(paths, str | Path) else list(paths)
     parts = []
     for path in files:
-        with _open_tokens(path) as file:
-            with whole(path):
-                parts.append(as_numbers(file.read(columns=["length"])["length"]).astype(np.int32))
+        with _open_tokens(path) as file, whole(path):
+            parts.append(as_numbers(file.read(columns=["length"])["length"]).astype(np.int32))
     return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
 

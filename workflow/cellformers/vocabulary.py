@@ -260,12 +260,12 @@ def read_published(folder: str | Path, *, name: str | None = None) -> Vocabulary
             "gene_name_id_dict",
         )
     )
-    odd = next((key for key, value in tokens.items() if not isinstance(value, int)), None)
-    if odd is not None or max(tokens.values(), default=0) >= MAX_TOKENS:
+    odd = next((k for k, v in tokens.items() if not isinstance(v, int) or v >= MAX_TOKENS), None)
+    if odd is not None:
         raise UserError(
-            "token_dictionary: not every entry is a token", path=folder, fix="use one published folder"
+            f"token_dictionary: the entry of {odd!r} is no token", path=folder, fix="use one published folder"
         )
-    special = {key: value for key, value in tokens.items() if key.startswith("<")}
+    special = {key: int(value) for key, value in tokens.items() if key.startswith("<")}
     series = next((s for s, expected in SPECIAL_TOKENS.items() if expected == special), None)
     if series is None:
         shown = ", ".join(f"{k}={v}" for k, v in special.items()) or "none"

@@ -19,8 +19,8 @@ REQUIRED = (
     "chance", "published", "notes", "cellformers", "step", "revision", "parameters", "inputs",
 )  # fmt: skip
 SHAPE: dict[str, Any] = {
-    "benchmark": str, "task": str, "dataset": str, "method": str, "kind": str, "label": str | None, "classes": list, "split": dict,
-    "n": int, "interval": dict, "metrics": dict, "chance": dict | None, "published": dict | None, "notes": list,
+    "benchmark": str, "task": str, "dataset": str, "method": str, "kind": str, "label": str | None,
+    "classes": list, "split": dict, "n": int, "interval": dict, "metrics": dict, "chance": dict | None, "published": dict | None, "notes": list,
     "inputs": dict, "parameters": dict,
 }  # fmt: skip
 COLUMNS = (
@@ -97,7 +97,8 @@ def _published_defect(score: dict[str, Any]) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and (value != value or abs(value) < 1e300)
 
 
 def _metric_defect(score: dict[str, Any]) -> str | None:

@@ -37,7 +37,7 @@ class DenseMatrix(Matrix):
 
     def __init__(self, path: Path, table: Any, *, name: str, cells_in_rows: bool) -> None:
         self.path, self.name, self._table, self._rows = path, name, table, cells_in_rows
-        shape = tuple(map(int, table.shape))
+        shape = tuple(map(int, getattr(table, "shape", None) or ()))
         self._dtype = np.dtype(table.dtype)
         if len(shape) != 2 or self._dtype.kind not in "biuf":
             raise UserError(

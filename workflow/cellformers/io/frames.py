@@ -27,7 +27,7 @@ def is_group(node: Any) -> bool:
 
 def one_dimensional(node: Any) -> bool:
     """Whether an h5py or zarr object is an array of one dimension."""
-    return node is not None and not is_group(node) and len(node.shape or ()) == 1
+    return len(getattr(node, "shape", None) or ()) == 1
 
 
 def child(node: Any, name: str) -> Any:

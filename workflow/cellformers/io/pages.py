@@ -178,7 +178,7 @@ def _page(data: mmap.mmap, at: int, end: int) -> _Page:
         header, start = _struct(data[at : min(end, at + (16 << 20))], at)
     if header is None:
         raise ValueError("a page without a header")
-    inner = next((header[key] for key in (5, 7, 8) if isinstance(header.get(key), dict)), {})
+    inner: dict[int, Any] = next((header[key] for key in (5, 7, 8) if isinstance(header.get(key), dict)), {})
     packed, unpacked, n_values = (_size(size) for size in (header.get(3), header.get(2), inner.get(1, 0)))
     return _Page(_size(header.get(1, 0)), start, packed, unpacked, n_values)
 

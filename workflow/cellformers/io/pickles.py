@@ -21,21 +21,20 @@ MAX_OBJECTS = 2_000_000  # containers and numpy scalars: some hundred bytes each
 _FIX = "use the dictionaries as published"
 
 # What dictionaries, lists, tuples and sets of numbers and names are made of, in any protocol.
-_OPCODES = frozenset(
-    """
-    PROTO FRAME STOP MARK POP POP_MARK
-    PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
-    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
-    STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8
-    EMPTY_DICT DICT SETITEM SETITEMS EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
-    EMPTY_SET ADDITEMS FROZENSET GLOBAL STACK_GLOBAL REDUCE BUILD
-    """.split()
-)
-_MAKING = frozenset(
-    "EMPTY_DICT DICT EMPTY_LIST LIST TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_SET FROZENSET REDUCE".split()
-)
-_TEXTS = frozenset("SHORT_BINUNICODE BINUNICODE BINUNICODE8 UNICODE STRING BINSTRING SHORT_BINSTRING".split())
-_PLACES = frozenset("PUT BINPUT LONG_BINPUT".split())
+_PLACES = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
+_TEXTS = frozenset((
+    "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING",
+))  # fmt: skip
+_MAKING = frozenset((
+    "EMPTY_DICT", "DICT", "EMPTY_LIST", "LIST", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_SET", "FROZENSET",
+    "REDUCE",
+))  # fmt: skip
+_OPCODES = _PLACES | _TEXTS | _MAKING | frozenset((
+    "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "MEMOIZE", "GET", "BINGET", "LONG_BINGET",
+    "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "SETITEM", "SETITEMS", "APPEND", "APPENDS", "EMPTY_TUPLE", "ADDITEMS",
+    "GLOBAL", "STACK_GLOBAL", "BUILD",
+))  # fmt: skip
 
 
 class _ForbiddenError(Exception):
@@ -108,7 +107,9 @@ def _check_opcodes(content: bytes) -> None:
         made += name in _MAKING
         if made > MAX_OBJECTS:
             raise _ForbiddenError(f"more than {MAX_OBJECTS:,} containers")
-        if name in _PLACES and argument > len(content):  # each place of the memo costs 8 bytes, used or not
+        if name in _PLACES and int(argument or 0) > len(
+            content
+        ):  # each place of the memo costs 8 bytes, used or not
             raise _ForbiddenError(f"place {argument} of a memo")
 
 

@@ -170,14 +170,18 @@ def read_shard_stamp(path: str | Path) -> dict[str, Any] | None:
     """
     import h5py
 
+    from cellformers.io.hdf5 import child, open_hdf5
+
     path = Path(path)
     if not path.exists():
         raise UserError("no such file", path=path)
     if not path.is_file() or not h5py.is_hdf5(path):
         return None
     try:
-        with h5py.File(path, "r") as file:
-            made = json.loads(file["uns/cellformers"].asstr()[()])
-    except (OSError, KeyError, ValueError, TypeError, AttributeError):
+        with open_hdf5(path) as file:
+            stamp = child(file, "uns/cellformers")
+            made = None if stamp is None or stamp.shape != () else json.loads(stamp.asstr()[()])
+    except (UserError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return None
-    return made if isinstance(made, dict) and "dataset" in made.get("inputs", {}) else None
+    inputs = made.get("inputs") if isinstance(made, dict) else None
+    return made if isinstance(inputs, dict) and isinstance(inputs.get("dataset"), str) else None

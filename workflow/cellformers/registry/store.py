@@ -25,7 +25,9 @@ LOCK_FILE = "checkpoints.lock.json"
 DEFAULT_ENDPOINT = "https://huggingface.co"
 DENIED = "set HF_TOKEN to a token of your account, and accept the licence on the model's page if it has one"
 SECTIONS = ("revisions", "files", "folders")
-REMOVE = "remove it: what it locked is taken as it comes at the next download, and what is here is read once more"
+REMOVE = (
+    "remove it: what it locked is taken as it comes at the next download, and what is here is read once more"
+)
 _PATH = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.+-]*(/[A-Za-z0-9][\w.+-]*)*")
 
 Record = dict[str, dict[str, Any]]

@@ -20,9 +20,9 @@ demo: install
 	$(BIN)/snakemake --cores $(CORES) --configfile config/config.yaml
 	@echo "The report is at $(CURDIR)/results/report.html"
 
-test: install-test
+test: install-test $(VENV)/.executors
 	$(MAKE) lint
-	$(BIN)/pytest -q -n $(CORES) --dist loadfile $(PYTEST_OPTIONS)
+	CELLFORMERS_PLUGINS=$(abspath $(VENV)/executors) $(BIN)/pytest -q -n $(CORES) --dist loadfile $(PYTEST_OPTIONS)
 
 rehearsal: install-test
 	CORES=$(CORES) $(BIN)/pytest -q tests/rehearsal $(PYTEST_OPTIONS)
@@ -55,6 +55,11 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint envs/constraints.txt --editable ".[workflow,test]"
+	touch $@
+
+$(VENV)/.executors: envs/executors.txt $(VENV)/.installed-test
+	rm -rf $(VENV)/executors
+	$(BIN)/pip install --quiet --no-deps --target $(VENV)/executors --requirement envs/executors.txt
 	touch $@
 
 clean:

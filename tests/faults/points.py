@@ -66,7 +66,7 @@ def _watch(out: str, act: Act, *, early: Callable[[], None] | None = None, with_
         sys.setprofile(profile)
 
 
-def tally(out: str, to: str) -> None:
+def tally(out: str, to: str, *, with_calls: bool) -> None:
     """Write to a file, as JSON, how many moments of each kind there were, and as "all calls" those before as well."""
     seen: dict[str, int] = {}
     before = {"calls": 0}
@@ -77,7 +77,7 @@ def tally(out: str, to: str) -> None:
     def count() -> None:
         before["calls"] += 1
 
-    _watch(out, act, early=count)
+    _watch(out, act, early=count, with_calls=with_calls)
 
     def write() -> None:
         with open(to, "w", encoding="utf-8") as file:

@@ -77,7 +77,7 @@ def test_a_damaged_state_of_a_training_is_passed_over(
     chain: Chain, forks: Forks, share: float, tmp_path: Path
 ) -> None:
     """The one before it is taken, and the result is the same."""
-    fault = ("signal_at", {"out": str(tmp_path), "moment": ("rename", 6), "signum": signal.SIGKILL})
+    fault = ("signal_at", {"out": str(tmp_path), "moment": ("rename", 7), "signum": signal.SIGKILL})
     words = chain.words("pretrain", tmp_path)
     assert forks.run(words, [fault]).code == -signal.SIGKILL
     states = sorted(tmp_path.rglob("step-*.safetensors"))

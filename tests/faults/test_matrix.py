@@ -22,6 +22,7 @@ from cellformers.cli import GROUPS
 ALL = os.environ.get("CELLFORMERS_FAULTS") == "all"
 VERBS = list(COMMANDS)
 SLOW = ("mixing",)  # jax starts and compiles in every process
+DRAWING = ("qc", "report")  # too many calls to watch each
 # what goes on from what it has; the rest of these names is for the next run
 RESUMING = {
     "pretrain": (".training-model",), "finetune": (".training-model",), "search": ("search/.",),
@@ -89,7 +90,8 @@ def tally(chain: Chain, forks: Forks, verb: str, folder: Path) -> dict[str, int]
     """How many moments an undisturbed run has."""
     if verb not in _tallies:
         place = folder / "tally"
-        fault: Fault = ("tally", {"out": str(folder / "tallied"), "to": str(place)})
+        options = {"out": str(folder / "tallied"), "to": str(place), "with_calls": ALL or verb not in DRAWING}
+        fault: Fault = ("tally", options)
         ended = forks.run(chain.words(verb, folder / "tallied"), [fault])
         assert ended.code == 0, ended
         _tallies[verb] = json.loads(place.read_text())
@@ -102,7 +104,8 @@ def moments(chain: Chain, forks: Forks, verb: str, folder: Path) -> list[tuple[s
         return [("rename", 1)]
     seen = tally(chain, forks, verb, folder)
     if not ALL:
-        return [("call", -(-seen.get("call", 1) // 2)), ("rename", seen["rename"])]
+        kind = "open" if verb in DRAWING else "call"
+        return [(kind, -(-seen[kind] // 2)), ("rename", seen["rename"])]
     found = []
     for kind, most in {"call": 8, "open": 6, "rename": 12, "mkdir": 3, "remove": 3}.items():
         number = seen.get(kind, 0)
@@ -136,10 +139,11 @@ def test_killed(chain: Chain, forks: Forks, verb: str, out: Path, tmp_path: Path
             ended = forks.run(words, [("file_size", {"limit": size, "deadly": True})])
             assert ended.code in (-signal.SIGXFSZ, 0), ended
             check_whole(chain, verb, out, clean=False)
-    check_rerun(chain, forks, verb, out)
+    if ALL or verb not in SLOW:
+        check_rerun(chain, forks, verb, out)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if ALL or verb not in SLOW])
 def test_terminated(chain: Chain, forks: Forks, verb: str, out: Path, tmp_path: Path) -> None:
     """It cleans up, and says so in one line."""
     words = chain.words(verb, out)
@@ -166,9 +170,11 @@ def test_terminated_as_it_replaces_a_result(
     moment = ("rename", last + 1 if verb in FOLDERS else last)
     fault: Fault = ("signal_at", {"out": str(out), "moment": moment, "signum": signal.SIGTERM})
     ended = forks.run(chain.words(verb, out), [fault])
-    assert ended.code in ((0,) if verb == "search" else (128 + signal.SIGTERM,)), ended
-    assert contents(out) == chain.expected(verb)
-    assert leftovers(out) == leftovers(chain.folder / verb)
+    assert ended.code == (0 if verb == "search" else 128 + signal.SIGTERM), ended
+    expected, found = chain.expected(verb), contents(out)
+    assert {name: found.get(name) for name in expected} == expected
+    kept = {name for name in found if name not in expected}
+    assert all(name.startswith(RESUMING.get(verb, ())) for name in [*kept, *leftovers(out)]), kept
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if ALL or verb not in SLOW])
@@ -245,7 +251,7 @@ def test_the_inputs_do_not_stay(
 
     Where a file is cut that is mapped into memory (weights, Parquet), the system ends the process: SIGBUS.
     """
-    number = tally(chain, forks, verb, tmp_path)["all calls"]
+    number = tally(chain, forks, verb, tmp_path)["all calls"] or 200
     for at in sorted({1, number // 10, number // 4, number // 2, number} if ALL else {1 + number // 4}):
         paths = [str(path) for path in copies(chain, verb, tmp_path / f"inputs-{at}")]
         words = chain.words(verb, out, inputs=tmp_path / f"inputs-{at}")

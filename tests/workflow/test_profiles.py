@@ -1,11 +1,10 @@
 """The profiles of the executors: what they may hold, and what every rule asks for under each. Nothing runs.
 
-A profile whose plugin is not installed is checked but for the plugin's own options. Two plugins want older packages
-than envs/constraints.txt pins; they are tested from folders apart, which CELLFORMERS_PLUGINS names:
+A profile whose plugin is not installed is checked but for the plugin's own options. Plugins that want other packages than
+envs/constraints.txt pins lie in folders apart, which CELLFORMERS_PLUGINS names (`make test` does it):
 
-    pip install --target /tmp/google snakemake-executor-plugin-googlebatch==0.5.1
-    pip install --target /tmp/aws snakemake-executor-plugin-aws-batch==0.2.1
-    CELLFORMERS_PLUGINS=/tmp/google:/tmp/aws pytest tests/workflow/test_profiles.py
+    pip install --no-deps --target .venv/executors -r envs/executors.txt
+    CELLFORMERS_PLUGINS=.venv/executors pytest tests/workflow/test_profiles.py
 """
 
 import importlib.machinery

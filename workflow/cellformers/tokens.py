@@ -375,9 +375,7 @@ def read_tokens(paths: str | Path | Sequence[str | Path], *, cells: int = 1024) 
                 "made with another vocabulary than the file before", path=path, fix="tokenize it again"
             )
         with _open_tokens(path) as file, whole(path):
-            for batch in file.iter_batches(
-                batch_size=cells, columns=["cell_id", "input_ids"], use_threads=False
-            ):
+            for batch in file.iter_batches(cells, columns=["cell_id", "input_ids"], use_threads=False):
                 batch.validate(full=True)
                 yield _token_batch(batch)
 

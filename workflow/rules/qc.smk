@@ -91,7 +91,7 @@ rule columns:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=memory(500, 5),
+        mem_mb=memory(1000, 5),
         runtime=minutes(5),
     params:
         revision=REVISIONS["qc"],

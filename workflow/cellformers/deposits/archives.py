@@ -9,17 +9,21 @@ sizes are bounded.
 """
 
 import gzip
+import io
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from cellformers.errors import UserError
+from cellformers.errors import UserError, full_disk
 
 PIECE = 8 << 20
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
+# What tarfile raises over archives that are damaged or made to harm; RuntimeError is of headers in headers.
+TAR_ERRORS = (tarfile.TarError, EOFError, ArithmeticError, OSError, RuntimeError, ValueError)
 _AGAIN = "download it again"
 
 
@@ -43,8 +47,7 @@ def unpack_tar(archive: Path, folder: Path, *, expected: Callable[[str], bool]) 
     room = _size(archive)
     written: dict[str, Path] = {}
     try:
-        # "r:" takes no compressed tar, so that no member can be larger than the archive
-        with tarfile.open(archive, "r:") as tar:
+        with open_tar(archive) as tar:
             for member in tar:
                 _check_member(member, archive, room, written, expected)
                 content = tar.extractfile(member)
@@ -52,10 +55,47 @@ def unpack_tar(archive: Path, folder: Path, *, expected: Callable[[str], bool]) 
                 if content is None or _write(content, target, limit=member.size) != member.size:
                     raise UserError(f"is cut off within {member.name!r}", path=archive, fix=_AGAIN)
                 written[member.name] = target
-    except (tarfile.TarError, EOFError) as error:
+    except TAR_ERRORS as error:
+        if full_disk(error):
+            raise
         text = " ".join(str(error).split())[:120]
         raise UserError(f"is not a readable tar archive ({text})", path=archive, fix=_AGAIN) from error
     return written
+
+
+@contextmanager
+def open_tar(archive: Path) -> Iterator[tarfile.TarFile]:
+    """An uncompressed tar; no member can be larger than the archive, and no header asks for more memory than that.
+
+    Raises
+    ------
+    One of TAR_ERRORS
+        If it is none.
+    """
+    with archive.open("rb") as file, tarfile.open(fileobj=_Bounded(file, _size(archive)), mode="r:") as tar:
+        yield tar
+
+
+class _Bounded(io.RawIOBase):
+    """A file that gives memory for what it holds only, whatever it is asked for."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._size = file, size
+
+    def read(self, n: int = -1) -> bytes:
+        left = max(self._size - self._file.tell(), 0)
+        return self._file.read(left if n < 0 else min(n, left))
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        if whence == 0 and offset > self._size:
+            raise tarfile.ReadError("a member ends behind the end of the file")
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        return True
 
 
 def _check_member(

@@ -7,8 +7,9 @@ send as if it were the file, or an empty file.
 """
 
 import re
-import tarfile
 from pathlib import Path
+
+from cellformers.deposits.archives import TAR_ERRORS, open_tar
 
 _PAGE = re.compile(rb"\s*(<!doctype\s+html|<html|<head|<\?xml)", re.IGNORECASE)
 _GZIP, _HDF5, _MTX, _MARK = b"\x1f\x8b", b"\x89HDF\r\n\x1a\n", b"%%MatrixMarket", b"\xef\xbb\xbf"
@@ -41,7 +42,7 @@ def wrong_form(path: Path) -> str | None:
 
 def _is_tar(path: Path) -> bool:
     try:
-        with tarfile.open(path, "r:"):
+        with open_tar(path):
             return True
-    except tarfile.TarError:
+    except TAR_ERRORS:
         return False

@@ -20,7 +20,8 @@ REQUIRED = (
 )  # fmt: skip
 SHAPE: dict[str, Any] = {
     "benchmark": str, "task": str, "dataset": str, "method": str, "kind": str, "label": str | None,
-    "classes": list, "split": dict, "n": int, "interval": dict, "metrics": dict, "chance": dict | None, "published": dict | None, "notes": list,
+    "classes": list, "split": dict, "n": int, "interval": dict, "metrics": dict, "chance": dict | None,
+    "published": dict | None, "notes": list,
     "inputs": dict, "parameters": dict,
 }  # fmt: skip
 COLUMNS = (
@@ -109,6 +110,8 @@ def _metric_defect(score: dict[str, Any]) -> str | None:
         folds, units = entry.get("folds") or [], entry.get("units") or {}
         if not isinstance(folds, list) or not isinstance(units, dict):
             return f"has folds or units of {name!r} of another type"
+        if len(folds) > len(score["split"].get("names") or folds):
+            return f"has more folds of {name!r} than names of folds"
         numbers = [*folds, *units.values(), *(entry.get(key) for key in ("value", "low", "high", "sd"))]
         if not all(number is None or _is_number(number) for number in numbers):
             return f"has something of {name!r} that is no number"
@@ -231,6 +234,6 @@ def summarise(scores: Sequence[str | Path], output: str | Path) -> list[dict[str
             for score, note in zip(having, _verdicts(having, metric), strict=True):
                 rows.append(_row(score, metric) | {"note": note})
     lines = ["\t".join(COLUMNS)]
-    lines += ["\t".join(" ".join(row[column].split()) for column in COLUMNS) for row in rows]
+    lines += ["\t".join(" ".join((row[column] or "").split()) for column in COLUMNS) for row in rows]
     write_text("\n".join(lines) + "\n", output)
     return rows

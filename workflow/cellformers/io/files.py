@@ -321,9 +321,9 @@ def read_table(path: str | Path, columns: list[str] | None = None) -> pa.Table:
             raise ValueError(f"it would take {total / 1e9:.1f} GB of memory")
         table = file.read(columns=columns)
         table.validate(full=True)
-        for place, column in enumerate(columns or ()):
-            if column in NAMES:
-                table = table.set_column(place, column, _names(table[column], column))
+        for column in set(columns or ()).intersection(NAMES):
+            place = table.schema.get_field_index(column)
+            table = table.set_column(place, column, _names(table[column], column))
         return table
 
 

@@ -31,6 +31,7 @@ SYMBOL_COLUMNS = (
     "hgnc_symbol", "genesymbol", "gene", "genes", "genename", "feature_names", "name",
 )  # fmt: skip
 _ROWS_AT_A_TIME = 1 << 16
+_LONGEST_NAME = 4096
 
 
 def strip_version(name: str) -> str:
@@ -129,6 +130,25 @@ def as_strings(values: Iterable[Any]) -> Strings:
     return out
 
 
+def check_texts(names: Sequence[str] | Strings, what: str, path: Path) -> None:
+    """Refuse names that files can't hold or that no one gives: with a zero byte, over 4,096 characters.
+
+    Raises
+    ------
+    UserError
+        If there is one; `what` says of what: "cell", "gene".
+    """
+    if len(names) == 0 or (max(map(len, names)) <= _LONGEST_NAME and "\0" not in "".join(names)):
+        return
+    bad = next(name for name in names if len(name) > _LONGEST_NAME or "\0" in name)
+    what = f"a {what} is called {bad[:30]!r}"
+    raise UserError(
+        what + (" (with a zero byte)" if "\0" in bad else f"... ({len(bad):,} characters)"),
+        path=path,
+        fix="give it another name",
+    )
+
+
 def cell_names(
     n_cells: int,
     read: Callable[[int, int], Iterable[str]],
@@ -148,10 +168,14 @@ def cell_names(
     for lo in range(0, n_cells, _ROWS_AT_A_TIME):
         hi = min(lo + _ROWS_AT_A_TIME, n_cells)
         names = list(various(read(lo, hi)))
+        check_texts(names, "cell", path)
         parts.append(np.array([hash(name) for name in names], dtype=np.int64))
         chunks.append(strings(names))
     hashes = np.concatenate(parts)
-    array = pa.concat_arrays(chunks) if chunks else strings([])
+    try:
+        array = pa.concat_arrays(chunks) if chunks else strings([])
+    except pa.ArrowInvalid as error:
+        raise UserError("names of cells take more than 2 GiB", path=path, fix="split the file") from error
     # 8 bytes a cell instead of a set of strings; equal hashes are looked at again
     hashes.sort()
     if not (hashes[1:] == hashes[:-1]).any():

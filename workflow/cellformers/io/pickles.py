@@ -68,7 +68,15 @@ def _set(items: list[Any]) -> set[Any]:
     return set(items)
 
 
+def _encode(text: str, encoding: str) -> bytes:
+    """The bytes of a numpy scalar, as older protocols write them."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise _ForbiddenError(f"bytes of a {type(text).__name__}")
+    return text.encode("latin1")
+
+
 _KNOWN: dict[tuple[str, str], Any] = {
+    ("_codecs", "encode"): _encode,
     ("builtins", "set"): _set,
     ("__builtin__", "set"): _set,
     ("numpy", "dtype"): _Dtype,

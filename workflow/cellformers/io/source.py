@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from cellformers.errors import DiskFullError, UserError, full_disk
-from cellformers.io.names import Strings, as_strings
+from cellformers.io.names import Strings, as_strings, check_texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 DEFAULT_BLOCK = 16 << 20
+MOST_COUNTS = 2**53  # above it floats skip integers
 MOST_NAMES = 10_000_000
 """Genes, or categories of a column, that a file may have."""
 
@@ -159,6 +160,7 @@ class CountSource:
 
         with reading(self.path):
             columns = self.read_obs()
+            "".join(map(str, columns)).encode()  # names of columns are written as UTF-8
         index = as_strings(self.names.to_pylist())  # cell_ids would stay in memory
         return pd.DataFrame(columns, index=pd.Index(index, name="cell_id", dtype=object), copy=False)
 
@@ -184,10 +186,21 @@ class CountSource:
         Raises
         ------
         UserError
-            At the first value that isn't a count, or where the file is damaged.
+            At the first value that isn't a count, where large counts add up to more than 2^53, or where the file is
+            damaged.
         """
+        total = 0.0
         with reading(self.path):
-            yield from self.matrix.blocks(max_bytes, self.checker())
+            for block in self.matrix.blocks(max_bytes, self.checker()):
+                if block.data.dtype == np.int64:  # only where a count is above 2^31: sums could overflow
+                    total += float(block.data.sum(dtype=np.float64))
+                    if total > MOST_COUNTS:
+                        raise UserError(
+                            f"{self.matrix.name} holds {total:.3g} counts in all: too many to be added up exactly",
+                            path=self.path,
+                            fix="give a file of raw counts",
+                        )
+                yield block
 
     def close(self) -> None:
         """Close the file and remove temporary ones."""
@@ -271,7 +284,7 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError("does not fit into memory", path=path, fix="use smaller blocks") from error
     except PermissionError as error:
         raise UserError("may not be read (permission denied)", path=path) from error
-    except (OSError, EOFError, KeyError, RuntimeError, zlib.error, UnicodeDecodeError) as error:
+    except (OSError, EOFError, KeyError, RuntimeError, zlib.error, UnicodeError) as error:
         text = " ".join(str(error).split())
         if full_disk(error):
             raise DiskFullError(
@@ -303,6 +316,8 @@ def open_counts(path: str | Path, *, options: ReadOptions | None = None) -> Coun
     with reading(path):
         source = opener(path)(path, options)
     try:
+        check_texts(source.feature_ids, "gene", path)
+        check_texts(source.feature_symbols if source.feature_symbols is not None else (), "gene", path)
         with reading(path):
             head = source.matrix.head()
             source.checker()(head.values, head.locate, by_cell=head.by_cell)

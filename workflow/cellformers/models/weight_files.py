@@ -153,8 +153,8 @@ def _safetensors(path: Path) -> Iterator[None]:
 def _unpickle(path: Path) -> dict[str, Tensor]:
     """The tensors of a file of torch.save; UserError for one that holds anything else."""
     # files of torch before 1.6 are no archives and can't be mapped into memory
-    mapped = zipfile.is_zipfile(path)
     try:
+        mapped = zipfile.is_zipfile(path)
         _check_pickles(path, mapped)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of pickle protocols that may not be readable

@@ -1,0 +1,255 @@
+"""Model directories that were made to harm: safetensors, pickled weights, configs, and what is no file at all."""
+
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import forked
+import opcodes
+import pytest
+import torch
+from loader_targets import make_directory
+
+from cellformers.models import checkpoints
+from cellformers.models.directory import convert, import_model, open_model, randomize
+
+FLOAT = struct.pack("<f", 0.5)
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    make_directory(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "m"
+
+
+def load(folder: Path) -> str:
+    open_model(folder)
+    return "loaded"
+
+
+def refused(model: Path, task: Callable[..., Any] = load, *arguments: Any, **options: Any) -> str:
+    outcome = forked.run(task, model, *arguments, writable=model.parent, memory_mb=1024, **options)
+    assert outcome.kind == "user_error", outcome
+    assert outcome.text.isprintable()
+    assert not outcome.deeds
+    assert not (model.parent / opcodes.PWNED).exists()
+    return outcome.text
+
+
+# --- safetensors ------------------------------------------------------------------------------------------
+
+
+def tensors_file(header: Any, content: bytes = FLOAT * 4, size: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if size is None else size) + text + content
+
+
+def entry(shape: Any, offsets: Any, dtype: Any = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+SAFETENSORS: dict[str, Callable[[], bytes]] = {
+    "overlapping": lambda: tensors_file({"a": entry([4], [0, 16]), "b": entry([2], [8, 16])}),
+    "the same twice": lambda: tensors_file({"a": entry([4], [0, 16]), "b": entry([4], [0, 16])}),
+    "a hole": lambda: tensors_file({"a": entry([1], [0, 4]), "b": entry([1], [12, 16])}),
+    "behind the file": lambda: tensors_file({"a": entry([1 << 20], [0, 4 << 20])}),
+    "offsets of 2**63": lambda: tensors_file({"a": entry([4], [1 << 63, (1 << 63) + 16])}),
+    "offsets above 64 bits": lambda: tensors_file({"a": entry([4], [0, 1 << 70])}),
+    "negative offsets": lambda: tensors_file({"a": entry([4], [-16, 0])}),
+    "offsets that fall": lambda: tensors_file({"a": entry([4], [16, 0])}),
+    "a shape whose product overflows": lambda: tensors_file({"a": entry([1 << 32, 1 << 32], [0, 16])}),
+    "a shape of 2**62": lambda: tensors_file({"a": entry([1 << 62], [0, 16])}),
+    "a negative shape": lambda: tensors_file({"a": entry([-4], [0, 16])}),
+    "a shape of fractions": lambda: tensors_file({"a": entry([4.0], [0, 16])}),
+    "a thousand dimensions": lambda: tensors_file({"a": entry([1] * 1000 + [4], [0, 16])}),
+    "no type": lambda: tensors_file({"a": entry([4], [0, 16], "F65")}),
+    "another type": lambda: tensors_file({"a": entry([2], [0, 16], "I64")}),
+    "eight bits": lambda: tensors_file({"a": entry([16], [0, 16], "F8_E4M3")}),
+    "a header of 2**63": lambda: tensors_file({}, size=1 << 63),
+    "a header of 2**64 - 1": lambda: tensors_file({}, size=(1 << 64) - 1),
+    "a header of 10 GB": lambda: tensors_file({}, size=10 << 30),
+    "a header longer than the file": lambda: tensors_file({}, size=1000),
+    "a header in a header": lambda: tensors_file(b"[" * 100_000),
+    "objects in objects": lambda: tensors_file(b'{"a":' * 100_000),
+    "no UTF-8": lambda: tensors_file(b'{"\xff": {}}'),
+    "not a number": lambda: tensors_file(b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 16]}}'),
+    "a name twice": lambda: tensors_file(
+        b'{"a": {"dtype":"F32","shape":[2],"data_offsets":[0,8]}, "a": {"dtype":"F32","shape":[2],"data_offsets":[8,16]}}'
+    ),
+    "a name with a newline": lambda: tensors_file({"a\nb\x1b[2J": entry([4], [0, 16])}),
+    "a name of a megabyte": lambda: tensors_file({"a" * (1 << 20): entry([4], [0, 16])}),
+    "a hundred thousand names": lambda: tensors_file({f"a{i}": entry([0], [0, 0]) for i in range(100_000)}),
+    "metadata that is a list": lambda: tensors_file({"__metadata__": [1], "a": entry([4], [0, 16])}),
+    "nothing": lambda: b"",
+    "a pickle": lambda: opcodes.DANGEROUS["GLOBAL os.system"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(SAFETENSORS))
+def test_hostile_safetensors_are_refused(name: str, model: Path) -> None:
+    (model / "model.safetensors").write_bytes(SAFETENSORS[name]())
+    assert "model.safetensors" in refused(model)
+
+
+def test_shards_stay_beside_their_index(model: Path) -> None:
+    outside = model.parent / "outside.safetensors"
+    (model / "model.safetensors").rename(outside)
+    index = model / "model.safetensors.index.json"
+    for name in ("../outside.safetensors", str(outside), "x/../../outside.safetensors", "..", ".", "", "a\nb", "\0"):
+        index.write_text(json.dumps({"weight_map": {"words": name}}))
+        assert index.name in refused(model)
+
+
+# --- pickled weights --------------------------------------------------------------------------------------
+
+
+class Made:
+    """Pickled as a call of a function with arguments."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def torch_archive(content: bytes, *, compression: int = zipfile.ZIP_STORED, size: int = 16) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/byteorder", b"little")
+        archive.writestr("archive/data/0", bytes(size))
+        archive.writestr("archive/version", b"3\n")
+    return out.getvalue()
+
+
+def saved(value: Any, **options: Any) -> bytes:
+    out = io.BytesIO()
+    torch.save(value, out, **options)
+    return out.getvalue()
+
+
+def _dangerous(name: str) -> Callable[[], bytes]:
+    return lambda: torch_archive(opcodes.DANGEROUS[name])
+
+
+PICKLED: dict[str, Callable[[], bytes]] = {
+    **{f"{name} in an archive": _dangerous(name) for name in opcodes.DANGEROUS},
+    "a bytearray of 10 GB": lambda: saved({"a": Made(bytearray, 10 << 30)}),
+    "a tensor of a billion": lambda: saved({"a": Made(torch.FloatTensor, 1 << 30)}),
+    "one number for a billion": lambda: saved({"a": torch.zeros(1).expand(1 << 30)}),
+    "one number for all": lambda: saved({"a": torch.zeros(1).as_strided((1 << 15, 1 << 15), (0, 0))}),
+    "a compressed archive": lambda: torch_archive(
+        pickle.dumps({}, protocol=2) + bytes(256 << 20), compression=zipfile.ZIP_DEFLATED
+    ),
+    "a compressed storage": lambda: torch_archive(
+        pickle.dumps({}, protocol=2), compression=zipfile.ZIP_DEFLATED, size=256 << 20
+    ),
+    "an archive without a pickle": lambda: _other_zip(),
+    "numbers behind the storage": lambda: saved({"a": torch.zeros(4)}).replace(b"K\x04\x85", b"K\x7f\x85"),
+    "a subclass": lambda: saved({"a": Made(OrderedDict)}),
+    "a function of torch": lambda: saved({"a": Made(torch.load, "x")}),
+    "a class of ours": lambda: saved({"a": Path("x")}),
+    "old, and calls": lambda: saved({"a": Made(os.system, "x")}, _use_new_zipfile_serialization=False),
+    "old, and large": lambda: saved({"a": Made(bytearray, 10 << 30)}, _use_new_zipfile_serialization=False),
+    "old, and cut off": lambda: saved({"a": torch.zeros(9)}, _use_new_zipfile_serialization=False)[:-9],
+}
+
+
+def _other_zip() -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("../../escaped", "x")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("name", sorted(PICKLED))
+def test_hostile_pickled_weights_are_refused(name: str, model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    (model / "pytorch_model.bin").write_bytes(PICKLED[name]())
+    assert "pytorch_model.bin" in refused(model)
+    assert sorted(path.name for path in model.parent.iterdir()) == ["m"]
+
+
+# --- configs ----------------------------------------------------------------------------------------------
+
+ABSURD: dict[str, Any] = {
+    "num_hidden_layers": 10**9, "hidden_size": 10**12, "num_attention_heads": 0, "intermediate_size": -1,
+    "vocab_size": 2**63, "max_position_embeddings": 0, "type_vocab_size": 10**9, "pad_token_id": 10**6,
+    "layer_norm_eps": "x", "hidden_act": "__import__('os').system('x')", "hidden_dropout_prob": [], "model_type": {},
+    "architectures": [["BertModel"]], "initializer_range": float("nan"), "num_attention_heads ": 7,
+    "auto_map": {"AutoModel": "evil.Model"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", sorted(ABSURD))
+def test_absurd_configs_are_refused_or_without_effect(key: str, model: Path) -> None:
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: ABSURD[key]}))
+    if key in ("num_attention_heads ", "auto_map"):  # passed over: no code of a model is ever imported
+        assert forked.run(load, model, writable=model).value == "loaded"
+        return
+    assert "config.json" in refused(model)
+
+
+def test_a_config_that_promises_more_than_the_weights_hold(model: Path) -> None:
+    path = model / "config.json"
+    content = json.loads(path.read_text())
+    large = {"vocab_size": 2_000_000, "hidden_size": 32_768, "num_hidden_layers": 512, "intermediate_size": 262_144}
+    path.write_text(json.dumps(content | large))
+    refused(model)
+    assert "memory" in refused(model, randomize, model.parent / "random", seed=0)
+    assert not (model.parent / "random").exists()
+
+
+def test_labels_without_end(model: Path) -> None:
+    path = model / "config.json"
+    content = json.loads(path.read_text()) | {"architectures": ["BertForSequenceClassification"]}
+    for labels in ({"num_labels": 10**9}, {"id2label": {"0": "a"}}, {"id2label": [1]}, {"id2label": {"0": "a", "9": "b"}}):
+        path.write_text(json.dumps(content | labels))
+        refused(model)
+
+
+def test_labels_that_are_no_text_become_text(model: Path) -> None:
+    """They are shown and written: as JSON has them, never run."""
+    path = model / "config.json"
+    names = {"id2label": {"0": "<script>", "1": "{{ 7 * 7 }}"}, "architectures": ["BertForSequenceClassification"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | names))
+    assert checkpoints.read_config(model).labels == ("<script>", "{{ 7 * 7 }}")
+
+
+# --- no files ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocabulary/vocabulary.json", "vocabulary/tokens.parquet"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "zeros", "loop", "dangling"])
+def test_what_is_no_file_is_refused_and_nothing_waits_for_it(kind: str, name: str, model: Path) -> None:
+    path = model / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"zeros": "/dev/zero", "loop": path, "dangling": "/nowhere"}[kind])
+    refused(model)
+    refused(model, import_model, None, model.parent / "out")
+    refused(model, convert, model.parent / "out", layout="te")
+    assert not (model.parent / "out").exists()
+
+
+def test_what_lies_beside_a_vocabulary_is_not_copied(model: Path) -> None:
+    os.mkfifo(model / "vocabulary" / "pipe")
+    (model / "vocabulary" / "link").symlink_to("/etc/passwd")
+    import_model(model, None, model.parent / "out")
+    assert sorted(path.name for path in (model.parent / "out" / "vocabulary").iterdir()) == [
+        "aliases.parquet", "tokens.parquet", "vocabulary.json"
+    ]  # fmt: skip

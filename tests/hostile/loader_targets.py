@@ -10,6 +10,8 @@ import pickle
 import random
 import struct
 import tarfile
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from cellformers import config as config_module
 from cellformers.deposits import archives
 from cellformers.deposits.entries import read_entry
 from cellformers.deposits.forms import wrong_form
+from cellformers.errors import UserError
 from cellformers.evaluate.scores import read_score, summarise
 from cellformers.evaluate.splitfile import read_split
 from cellformers.evaluate.tables import read_cells, read_gene_table, read_vectors
@@ -61,6 +64,18 @@ def _names_fault(names: list[Any]) -> str | None:
     if not all(isinstance(name, str) for name in names):
         return "a name that is no text"
     return "a name twice" if len(set(names)) < len(names) else None
+
+
+def attempt(task: Callable[[], Any]) -> tuple[str, str]:
+    """How a call ends, "value", "user_error", "error" or "hang", and its text."""
+    started = time.monotonic()
+    try:
+        found = ("value", repr(task())[:200])
+    except UserError as error:
+        found = ("user_error", str(error))
+    except BaseException:  # noqa: BLE001  (whatever it was, the test is to know it)
+        found = ("error", traceback.format_exc())
+    return found if time.monotonic() - started < 10 else ("hang", found[1])
 
 
 def fine(_: Any) -> None:

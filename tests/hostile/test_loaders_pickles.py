@@ -38,9 +38,7 @@ def read_all(folder: Path, group: str) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("group", ["DANGEROUS", "BOMBS", "MALFORMED"])
-def test_hostile_pickles_end_in_one_line(
-    group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hostile_pickles_end_in_one_line(group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = forked.run(read_all, tmp_path, group, writable=tmp_path, seconds=60, memory_mb=1024)
     assert outcome.kind == "value", outcome.text
@@ -73,9 +71,18 @@ def test_every_opcode_is_either_of_a_dictionary_or_refused_by_name(tmp_path: Pat
 def test_dictionaries_of_any_protocol_are_read(protocol: int, tmp_path: Path) -> None:
     import numpy as np
 
-    numbers: dict[str, Any] = {"A": 1, "B": 2.5, "C": "x", "D": np.float64(0.25), "E": np.int32(-7), "é": 1 << 40}
+    numbers: dict[str, Any] = {
+        "A": 1,
+        "B": 2.5,
+        "C": "x",
+        "D": np.float64(0.25),
+        "E": np.int32(-7),
+        "é": 1 << 40,
+    }
     (tmp_path / "n.pkl").write_bytes(pickle.dumps(numbers, protocol=protocol))
-    assert read_dictionary(tmp_path / "n.pkl") == {k: getattr(v, "item", lambda v=v: v)() for k, v in numbers.items()}
+    assert read_dictionary(tmp_path / "n.pkl") == {
+        k: getattr(v, "item", lambda v=v: v)() for k, v in numbers.items()
+    }
     lists = {"a": ["x", "y"], "b": {"q", "p"}, "c": ("z",), "d": []}
     (tmp_path / "l.pkl").write_bytes(pickle.dumps(lists, protocol=protocol))
     assert read_lists(tmp_path / "l.pkl") == {"a": ["x", "y"], "b": ["p", "q"], "c": ["z"], "d": []}

@@ -8,6 +8,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import forked
 import opcodes
 import pytest
 import torch
-from loader_targets import make_directory
+from loader_targets import SMALL, attempt, make_directory
+from token_files import make_config, make_vocabulary
 
 from cellformers.models import checkpoints
 from cellformers.models.directory import convert, import_model, open_model, randomize
@@ -35,8 +37,31 @@ def load(folder: Path) -> str:
     return "loaded"
 
 
+def load_each(folder: Path, name: str, table: str) -> list[tuple[str, str, str]]:
+    """Each of some contents in place of a file: its name, how loading ended, the text. One process for all: some ms."""
+    found = []
+    for case, make in globals()[table].items():
+        (folder / name).write_bytes(make())
+        found.append((case, *attempt(partial(load, folder))))
+    return found
+
+
+def all_refused(model: Path, name: str, table: dict[str, Any], named: str) -> None:
+    outcome = forked.run(load_each, model, name, named, writable=model.parent, seconds=120)
+    assert outcome.kind == "value", outcome.text
+    assert not outcome.deeds
+    assert outcome.peak_mb < 1500
+    assert len(outcome.value) == len(table)
+    for case, ended, text in outcome.value:
+        assert ended == "user_error", (case, text)
+        assert name in text, (case, text)
+        assert text.isprintable(), case
+        assert len(text) < 5000
+    assert sorted(path.name for path in model.parent.iterdir()) == ["m"]
+
+
 def refused(model: Path, task: Callable[..., Any] = load, *arguments: Any, **options: Any) -> str:
-    outcome = forked.run(task, model, *arguments, writable=model.parent, memory_mb=1024, **options)
+    outcome = forked.run(task, model, *arguments, writable=model.parent, **options)
     assert outcome.kind == "user_error", outcome
     assert outcome.text.isprintable()
     assert not outcome.deeds
@@ -93,19 +118,33 @@ SAFETENSORS: dict[str, Callable[[], bytes]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(SAFETENSORS))
-def test_hostile_safetensors_are_refused(name: str, model: Path) -> None:
-    (model / "model.safetensors").write_bytes(SAFETENSORS[name]())
-    assert "model.safetensors" in refused(model)
+def test_hostile_safetensors_are_refused(model: Path) -> None:
+    all_refused(model, "model.safetensors", SAFETENSORS, "SAFETENSORS")
+
+
+OUTSIDE = (
+    "../outside.safetensors",
+    "/outside.safetensors",
+    "x/../../outside.safetensors",
+    "..",
+    ".",
+    "",
+    "a\nb",
+    "\0",
+)
+INDICES: dict[str, Callable[[], bytes]] = {
+    **{repr(name): partial(lambda name: json.dumps({"weight_map": {"words": name}}).encode(), name) for name in OUTSIDE},
+    "no map": lambda: b"[]",
+    "nothing in the map": lambda: b'{"weight_map": {}}',
+    "a number": lambda: b'{"weight_map": {"words": 7}}',
+    "itself": lambda: b'{"weight_map": {"words": "model.safetensors.index.json"}}',
+    "lists in lists": lambda: b"[" * 100_000,
+}  # fmt: skip
 
 
 def test_shards_stay_beside_their_index(model: Path) -> None:
-    outside = model.parent / "outside.safetensors"
-    (model / "model.safetensors").rename(outside)
-    index = model / "model.safetensors.index.json"
-    for name in ("../outside.safetensors", str(outside), "x/../../outside.safetensors", "..", ".", "", "a\nb", "\0"):
-        index.write_text(json.dumps({"weight_map": {"words": name}}))
-        assert index.name in refused(model)
+    (model / "model.safetensors").rename(model / "outside.safetensors")
+    all_refused(model, "model.safetensors.index.json", INDICES, "INDICES")
 
 
 # --- pickled weights --------------------------------------------------------------------------------------
@@ -171,12 +210,9 @@ def _other_zip() -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("name", sorted(PICKLED))
-def test_hostile_pickled_weights_are_refused(name: str, model: Path) -> None:
+def test_hostile_pickled_weights_are_refused(model: Path) -> None:
     (model / "model.safetensors").unlink()
-    (model / "pytorch_model.bin").write_bytes(PICKLED[name]())
-    assert "pytorch_model.bin" in refused(model)
-    assert sorted(path.name for path in model.parent.iterdir()) == ["m"]
+    all_refused(model, "pytorch_model.bin", PICKLED, "PICKLED")
 
 
 # --- configs ----------------------------------------------------------------------------------------------
@@ -185,43 +221,67 @@ ABSURD: dict[str, Any] = {
     "num_hidden_layers": 10**9, "hidden_size": 10**12, "num_attention_heads": 0, "intermediate_size": -1,
     "vocab_size": 2**63, "max_position_embeddings": 0, "type_vocab_size": 10**9, "pad_token_id": 10**6,
     "layer_norm_eps": "x", "hidden_act": "__import__('os').system('x')", "hidden_dropout_prob": [], "model_type": {},
-    "architectures": [["BertModel"]], "initializer_range": float("nan"), "num_attention_heads ": 7,
-    "auto_map": {"AutoModel": "evil.Model"},
+    "architectures": [["BertModel"]], "initializer_range": float("nan"),
 }  # fmt: skip
+LABELS: tuple[dict[str, Any], ...] = (
+    {"num_labels": 10**9}, {"id2label": {"0": "a"}}, {"id2label": [1]}, {"id2label": {"0": "a", "9": "b"}},
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("key", sorted(ABSURD))
-def test_absurd_configs_are_refused_or_without_effect(key: str, model: Path) -> None:
-    path = model / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: ABSURD[key]}))
-    if key in ("num_attention_heads ", "auto_map"):  # passed over: no code of a model is ever imported
-        assert forked.run(load, model, writable=model).value == "loaded"
-        return
-    assert "config.json" in refused(model)
+def config(**changes: Any) -> bytes:
+    return json.dumps(make_config(make_vocabulary(8), **SMALL).to_dict() | changes).encode()
+
+
+CONFIGS: dict[str, Callable[[], bytes]] = {
+    **{key: partial(config, **{key: value}) for key, value in ABSURD.items()},
+    **{
+        f"labels {number}": partial(config, architectures=["BertForSequenceClassification"], **labels)
+        for number, labels in enumerate(LABELS)
+    },
+    "not JSON": lambda: b"{",
+    "a list": lambda: b"[]",
+    "lists in lists": lambda: b"[" * 100_000,
+    "a number of many digits": lambda: b'{"model_type": "bert", "vocab_size": ' + b"9" * 10_000 + b"}",
+    "no UTF-8": lambda: b'{"model_type": "\xff"}',
+    "half a character": lambda: b'{"model_type": "bert", "hidden_act": "\\ud800"}',
+}
+
+
+def test_absurd_configs_are_refused(model: Path) -> None:
+    all_refused(model, "config.json", CONFIGS, "CONFIGS")
+
+
+def test_code_that_a_config_names_is_never_imported(model: Path) -> None:
+    """Where transformers is told to trust a model, `auto_map` names a file of it to import."""
+    content = json.loads((model / "config.json").read_text()) | {"auto_map": {"AutoModel": "evil.Model"}}
+    (model / "config.json").write_text(json.dumps(content))
+    (model / "evil.py").write_text(f"open({opcodes.PWNED!r}, 'w')")
+    assert forked.run(load, model, writable=model).value == "loaded"
+    assert not (model.parent / opcodes.PWNED).exists()
 
 
 def test_a_config_that_promises_more_than_the_weights_hold(model: Path) -> None:
     path = model / "config.json"
     content = json.loads(path.read_text())
-    large = {"vocab_size": 2_000_000, "hidden_size": 32_768, "num_hidden_layers": 512, "intermediate_size": 262_144}
+    large = {
+        "vocab_size": 2_000_000,
+        "hidden_size": 32_768,
+        "num_hidden_layers": 512,
+        "intermediate_size": 262_144,
+    }
     path.write_text(json.dumps(content | large))
     refused(model)
     assert "memory" in refused(model, randomize, model.parent / "random", seed=0)
     assert not (model.parent / "random").exists()
 
 
-def test_labels_without_end(model: Path) -> None:
-    path = model / "config.json"
-    content = json.loads(path.read_text()) | {"architectures": ["BertForSequenceClassification"]}
-    for labels in ({"num_labels": 10**9}, {"id2label": {"0": "a"}}, {"id2label": [1]}, {"id2label": {"0": "a", "9": "b"}}):
-        path.write_text(json.dumps(content | labels))
-        refused(model)
-
-
 def test_labels_that_are_no_text_become_text(model: Path) -> None:
     """They are shown and written: as JSON has them, never run."""
     path = model / "config.json"
-    names = {"id2label": {"0": "<script>", "1": "{{ 7 * 7 }}"}, "architectures": ["BertForSequenceClassification"]}
+    names = {
+        "id2label": {"0": "<script>", "1": "{{ 7 * 7 }}"},
+        "architectures": ["BertForSequenceClassification"],
+    }
     path.write_text(json.dumps(json.loads(path.read_text()) | names))
     assert checkpoints.read_config(model).labels == ("<script>", "{{ 7 * 7 }}")
 
@@ -229,21 +289,41 @@ def test_labels_that_are_no_text_become_text(model: Path) -> None:
 # --- no files ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocabulary/vocabulary.json", "vocabulary/tokens.parquet"])
-@pytest.mark.parametrize("kind", ["pipe", "folder", "zeros", "loop", "dangling"])
-def test_what_is_no_file_is_refused_and_nothing_waits_for_it(kind: str, name: str, model: Path) -> None:
-    path = model / name
-    path.unlink()
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    else:
-        path.symlink_to({"zeros": "/dev/zero", "loop": path, "dangling": "/nowhere"}[kind])
-    refused(model)
-    refused(model, import_model, None, model.parent / "out")
-    refused(model, convert, model.parent / "out", layout="te")
-    assert not (model.parent / "out").exists()
+FILES = ("config.json", "model.safetensors", "vocabulary/vocabulary.json", "vocabulary/tokens.parquet")
+ODD = ("pipe", "folder", "zeros", "loop", "dangling")
+
+
+def load_odd(folder: Path) -> list[tuple[str, str, str]]:
+    """Whatever is no plain file in place of each file of a model, with everything that reads models."""
+    found = []
+    for name in FILES:
+        path = folder / name
+        content = path.read_bytes()
+        for kind in ODD:
+            path.unlink()
+            if kind == "pipe":
+                os.mkfifo(path)
+            elif kind == "folder":
+                path.mkdir()
+            else:
+                path.symlink_to({"zeros": "/dev/zero", "loop": path, "dangling": "/nowhere"}[kind])
+            out = folder.parent / "out"
+            tasks = [partial(load, folder), partial(import_model, folder, None, out)]
+            tasks.append(partial(convert, folder, out, layout="te"))
+            found += [(f"{name} {kind}", *attempt(task)) for task in tasks]
+            path.rmdir() if kind == "folder" else path.unlink()
+            path.write_bytes(content)
+    return found
+
+
+def test_what_is_no_file_is_refused_and_nothing_waits_for_it(model: Path) -> None:
+    outcome = forked.run(load_odd, model, writable=model.parent, seconds=60)
+    assert outcome.kind == "value", outcome.text
+    assert len(outcome.value) == 3 * len(FILES) * len(ODD)
+    for case, ended, text in outcome.value:
+        # a conversion has no need of a vocabulary's tables
+        assert ended == "user_error" or "vocabulary" in case, (case, text)
+        assert ended != "error", (case, text)
 
 
 def test_what_lies_beside_a_vocabulary_is_not_copied(model: Path) -> None:

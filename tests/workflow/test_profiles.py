@@ -1,7 +1,7 @@
 """The profiles of the executors: what they may hold, and what every rule asks for under each. Nothing runs.
 
-A profile whose plugin is not installed is checked but for the plugin's own options. Plugins that want other packages than
-envs/constraints.txt pins lie in folders apart, which CELLFORMERS_PLUGINS names (`make test` does it):
+A profile whose plugin is not installed is checked but for the plugin's own options. Plugins that want other packages
+than envs/constraints.txt pins lie in folders apart, which CELLFORMERS_PLUGINS names (`make test` does it):
 
     pip install --no-deps --target .venv/executors -r envs/executors.txt
     CELLFORMERS_PLUGINS=.venv/executors pytest tests/workflow/test_profiles.py

@@ -95,7 +95,8 @@ def _read_text(path: Path, *, types: Mapping[str, pa.DataType], columns: Sequenc
             first = file.readline(_LONGEST)
             separator = max("\t,;", key=first.count)
             header = next(csv.reader([first], delimiter=separator), [])
-            row = next(csv.reader(file, delimiter=separator), [])
+            rest = iter(lambda: file.readline(_LONGEST), "")
+            row = next(csv.reader(rest, delimiter=separator), [])
         header = [name.strip().removeprefix("\ufeff") for name in header]
         if len(row) == len(header) + 1:
             header = ["", *header]

@@ -5,15 +5,16 @@ refused early: packed more than 500 times, lines over 64 MiB, tens of thousands 
 """
 
 import gzip
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 _PIECE = 4 << 20
 _LONGEST = 64 << 20
-_SUSPECT = 256 << 20  # bytes unpacked, from which on their ratio to the packed ones is looked at
+_SUSPECT = 128 << 20  # bytes unpacked, from which on their ratio to the packed ones is looked at
 _MOST_PACKED = 500
+_MOST_SKIPPED = 10_000
 _NAMES = 1 << 16
 _FEWEST_NAMES = 600  # that differ of as many
 
@@ -23,7 +24,6 @@ class _Unzipped(gzip.GzipFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "rb")
-        self._size = path.stat().st_size
 
     def read(self, size: int | None = -1) -> bytes:
         """The next bytes; OSError where it has become too many."""
@@ -45,8 +45,10 @@ class _Unzipped(gzip.GzipFile):
 
     def _check(self) -> None:
         done = self.tell()
-        if done > _SUSPECT and done > _MOST_PACKED * self._size:
-            raise OSError(f"{self._size:,} bytes unpack to more than {done:,}: no table is packed so tightly")
+        if done > _SUSPECT and done > _MOST_PACKED * (packed := self.fileobj.tell()):
+            raise OSError(
+                f"its first {packed:,} bytes unpack to more than {done:,}: no table is packed so tightly"
+            )
 
 
 def open_bytes(path: Path) -> Any:
@@ -66,6 +68,26 @@ def one_line(file: Any) -> bytes:
     """
     line: bytes = file.readline(_LONGEST + 1)
     return _not_too_long(line)
+
+
+def first_line(file: Any, *, skip: Callable[[bytes], bool]) -> tuple[bytes, int]:
+    """The first line that is not to be skipped (b"" at the end of the file), and how many were.
+
+    Raises
+    ------
+    OSError
+        If 10,000 are, or a line is longer than 64 MiB.
+    """
+    for skipped in range(_MOST_SKIPPED):
+        line = one_line(file)
+        if not line or not skip(line):
+            return line, skipped
+    raise OSError(f"its first {_MOST_SKIPPED:,} lines hold nothing")
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line holds nothing."""
+    return not line.strip()
 
 
 def whole_lines(file: Any, size: int = _PIECE) -> Iterator[bytes]:

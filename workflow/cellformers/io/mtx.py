@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from cellformers.errors import UserError
-from cellformers.io.lines import one_line, open_bytes, various, whole_lines
+from cellformers.io.lines import first_line, is_blank, one_line, open_bytes, various, whole_lines
 from cellformers.io.names import as_strings
 from cellformers.io.source import Block, CountSource, Head, Matrix, ReadOptions, reading, refuse_options
 from cellformers.io.spill import Spill
@@ -159,12 +159,8 @@ class MtxMatrix(Matrix):
                     path=path,
                     fix="write it as 'coordinate integer general'",
                 )
-            self._skip = 1
-            line = one_line(file)
-            while line.startswith(b"%") or (line and not line.strip()):
-                line = one_line(file)
-                self._skip += 1
-            self._skip += 1
+            line, skipped = first_line(file, skip=lambda line: line.startswith(b"%") or is_blank(line))
+            self._skip = 2 + skipped
             try:
                 rows, columns, self._n_entries = (int(x) for x in line.split())
             except ValueError:

@@ -16,7 +16,7 @@ import numpy as np
 
 from cellformers.errors import UserError
 from cellformers.io import kernels
-from cellformers.io.lines import one_line, open_bytes, various, whole_lines
+from cellformers.io.lines import first_line, is_blank, open_bytes, various, whole_lines
 from cellformers.io.names import as_strings, cell_names, looks_ensembl, strip_version
 from cellformers.io.source import Block, CountSource, Head, Matrix, ReadOptions, check_size, refuse_options
 from cellformers.io.spill import Spill, split
@@ -110,12 +110,8 @@ class _Table:
     def __init__(self, path: Path) -> None:
         self.path = path
         with open_bytes(path) as file:
-            header, first = one_line(file).removeprefix(_BOM), b""
-            while header and not header.strip():
-                header = one_line(file)
-            first = one_line(file)
-            while first and not first.strip():
-                first = one_line(file)
+            header = self._header(file)
+            first, _ = first_line(file, skip=is_blank)
         if not header.strip():
             raise UserError("is empty", path=path, fix="give a table of counts")
         if not first:
@@ -156,10 +152,13 @@ class _Table:
 
     def _body(self) -> Iterator[bytes]:
         with open_bytes(self.path) as file:
-            line = one_line(file).removeprefix(_BOM)
-            while not line.strip():
-                line = one_line(file)
+            self._header(file)
             yield from whole_lines(file)
+
+    @staticmethod
+    def _header(file: Any) -> bytes:
+        line, _ = first_line(file, skip=lambda line: is_blank(line.removeprefix(_BOM)))
+        return line.removeprefix(_BOM)
 
     def peek(self) -> list[str]:
         """Names of the first rows."""

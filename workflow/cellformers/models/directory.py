@@ -7,6 +7,8 @@ The vocabulary travels with the weights, so tokens made with another dictionary 
 """
 
 import hashlib
+import math
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -144,9 +146,21 @@ def randomize(folder: str | Path, output: str | Path, *, seed: int) -> None:
     folder = Path(folder)
     config = checkpoints.read_config(folder)
     Vocabulary.load(folder / VOCABULARY)
+    _check_memory(config, folder)
     with _replaced(output, folder) as temporary:
         checkpoints.save(layouts.random_model(config, seed=seed), temporary)
         copy_vocabulary(folder / VOCABULARY, temporary / VOCABULARY)
+
+
+def _check_memory(config: Config, folder: Path) -> None:
+    """UserError where the network that a config asks for can't be made on this machine."""
+    needed = 4 * sum(math.prod(shape) for shape in layouts.published_shapes(config).values())
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UserError(
+            f"its {CONFIG_FILE} asks for weights of {needed / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f} GB of "
+            "memory", path=folder, fix="use a larger machine, if the config is right",
+        )  # fmt: skip
 
 
 @contextmanager

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from cellformers.deposits.entries import GenePart
 from cellformers.deposits.readers.common import AGAIN, Files, LabelledGenes, pick, read_labels
 from cellformers.errors import UserError
+from cellformers.io.lines import open_bytes
 from cellformers.io.pickles import read_lists
 from cellformers.io.source import reading
-from cellformers.io.lines import open_bytes
 
 _ENSEMBL = re.compile(r"ENSG\d{11}")
 _RANGE = re.compile(r"(long|short)[- _]range(\s+TF)?", re.IGNORECASE)

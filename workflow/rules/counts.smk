@@ -23,7 +23,7 @@ rule simulate:
         folder=subpath(output.atlas, parent=True),
         options=flags(cells=CONFIG.simulate.cells, seed=CONFIG.simulate.seed),
     shell:
-        "cellformers simulate {params.options} -o {params.folder} 2> {log}"
+        "cellformers simulate {params.options} -o {params.folder:q} 2> {log:q}"
 
 
 # One rule a dataset, because the number of shards differs.
@@ -70,4 +70,4 @@ for name, dataset in CONFIG.datasets.items():
                 key=dataset.labels and dataset.labels.key,
             ),
         shell:
-            "cellformers ingest {params.source} {params.options} -o {params.folder} 2> {log}"
+            "cellformers ingest {params.source} {params.options} -o {params.folder:q} 2> {log:q}"

@@ -19,7 +19,7 @@ rule download_deposit:
     params:
         revision=REVISIONS["download"],
     shell:
-        "cellformers download {wildcards.deposit} -o {output} > {log} 2>&1"
+        "cellformers download {wildcards.deposit:q} -o {output:q} > {log:q} 2>&1"
 
 
 rule gene_labels:
@@ -42,5 +42,5 @@ rule gene_labels:
         revision=REVISIONS["gene-labels"],
         vocabulary=folder_of("vocabulary"),
     shell:
-        "cellformers gene-labels {input.deposit} --deposit {wildcards.deposit} --part {wildcards.part} "
-        "--vocabulary {params.vocabulary} -o {output} 2> {log}"
+        "cellformers gene-labels {input.deposit:q} --deposit {wildcards.deposit:q} --part {wildcards.part:q} "
+        "--vocabulary {params.vocabulary:q} -o {output:q} 2> {log:q}"

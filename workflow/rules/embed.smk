@@ -23,8 +23,8 @@ rule embed_cells:
         model=folder_of("model"),
         options=embed_options,
     shell:
-        "cellformers embed {input.tokens} --model {params.model} {params.options} "
-        "--threads {threads} -o {output} 2> {log}"
+        "cellformers embed {input.tokens:q} --model {params.model:q} {params.options} "
+        "--threads {threads} -o {output:q} 2> {log:q}"
 
 
 rule gather:
@@ -46,7 +46,7 @@ rule gather:
     params:
         revision=REVISIONS["gather"],
     shell:
-        "cellformers gather {input.shards} --cells {input.cells} --name {wildcards.embedding} -o {output} 2> {log}"
+        "cellformers gather {input.shards:q} --cells {input.cells:q} --name {wildcards.embedding:q} -o {output:q} 2> {log:q}"
 
 
 rule states:
@@ -69,7 +69,7 @@ rule states:
         revision=REVISIONS["summarize-embeddings"],
         options=lambda wildcards: flags(by=embedding_spec(wildcards.embedding).states),
     shell:
-        "cellformers summarize-embeddings {input.shards} --cells {input.cells} {params.options} -o {output} 2> {log}"
+        "cellformers summarize-embeddings {input.shards:q} --cells {input.cells:q} {params.options} -o {output:q} 2> {log:q}"
 
 
 rule embed_genes:
@@ -94,8 +94,8 @@ rule embed_genes:
         model=folder_of("model"),
         options=gene_embed_options,
     shell:
-        "cellformers embed {input.tokens} --mode gene --model {params.model} {params.options} "
-        "--threads {threads} -o {output} 2> {log}"
+        "cellformers embed {input.tokens:q} --mode gene --model {params.model:q} {params.options} "
+        "--threads {threads} -o {output:q} 2> {log:q}"
 
 
 rule gather_genes:
@@ -116,4 +116,4 @@ rule gather_genes:
     params:
         revision=REVISIONS["gather"],
     shell:
-        "cellformers gather-genes {input.shards} -o {output} 2> {log}"
+        "cellformers gather-genes {input.shards:q} -o {output:q} 2> {log:q}"

@@ -21,7 +21,7 @@ rule split:
         settings=benchmark_settings("published", "batch", "finetune"),
         options=split_options,
     shell:
-        "cellformers split {params.options} -o {output} 2> {log}"
+        "cellformers split {params.options} -o {output:q} 2> {log:q}"
 
 
 rule finetune_fold:
@@ -51,9 +51,9 @@ rule finetune_fold:
         sources=fold_sources,
         options=fold_options,
     shell:
-        "{params.launcher}cellformers finetune {params.sources} --model {params.model} "
-        "--split-file {input.split} {params.options} "
-        "--threads {threads} -o {params.folder} 2> {log}"
+        "{params.launcher}cellformers finetune {params.sources} --model {params.model:q} "
+        "--split-file {input.split:q} {params.options} "
+        "--threads {threads} -o {params.folder:q} 2> {log:q}"
 
 
 use rule finetune_fold as finetune_fold_genes with:
@@ -87,8 +87,8 @@ rule evaluate:
         settings=benchmark_settings("finetune"),
         options=evaluate_options,
     shell:
-        "cellformers evaluate --split {input.split} {params.options} "
-        "--predictions {output.predictions} -o {output.score} 2> {log}"
+        "cellformers evaluate --split {input.split:q} {params.options} "
+        "--predictions {output.predictions:q} -o {output.score:q} 2> {log:q}"
 
 
 rule mixing:
@@ -113,7 +113,7 @@ rule mixing:
         settings=benchmark_settings(),
         options=evaluate_options,
     shell:
-        "cellformers mixing {params.options} --threads {threads} -o {output} 2> {log}"
+        "cellformers mixing {params.options} --threads {threads} -o {output:q} 2> {log:q}"
 
 
 rule summarize:
@@ -140,4 +140,4 @@ rule summarize:
     params:
         revision=REVISIONS["summarize"],
     shell:
-        "cellformers summarize {input} -o {output} 2> {log}"
+        "cellformers summarize {input:q} -o {output:q} 2> {log:q}"

@@ -23,7 +23,7 @@ rule download:
         folder=subpath(output.config, parent=True),
         options=download_options,
     shell:
-        "cellformers download {params.options} -o {params.folder} > {log} 2>&1"
+        "cellformers download {params.options} -o {params.folder:q} > {log:q} 2>&1"
 
 
 rule import_model:
@@ -50,7 +50,7 @@ rule import_model:
         source=folder_of("weights"),
         vocabulary=folder_of("vocabulary"),
     shell:
-        "cellformers import-model {params.source} --vocabulary {params.vocabulary} -o {params.folder} 2> {log}"
+        "cellformers import-model {params.source:q} --vocabulary {params.vocabulary:q} -o {params.folder:q} 2> {log:q}"
 
 
 rule randomize:
@@ -78,7 +78,7 @@ rule randomize:
         folder=subpath(output.config, parent=True),
         options=flags(seed=CONFIG.seed),
     shell:
-        "cellformers randomize {params.source} {params.options} -o {params.folder} 2> {log}"
+        "cellformers randomize {params.source:q} {params.options} -o {params.folder:q} 2> {log:q}"
 
 
 rule verify:
@@ -102,4 +102,4 @@ rule verify:
         model=folder_of(0),
         options=flags(seed=CONFIG.seed, accelerator=CONFIG.accelerator),
     shell:
-        "cellformers verify {params.model} {params.options} --threads {threads} -o {output} > {log} 2>&1"
+        "cellformers verify {params.model:q} {params.options} --threads {threads} -o {output:q} > {log:q} 2>&1"

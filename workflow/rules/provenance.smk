@@ -25,4 +25,4 @@ rule provenance:
         root=config_root,
     shell:
         "printf %s {params.given:q} | "
-        "cellformers provenance - --results {params.results} {params.root} --threads {threads} -o {output} 2> {log}"
+        "cellformers provenance - --results {params.results:q} {params.root} --threads {threads} -o {output:q} 2> {log:q}"

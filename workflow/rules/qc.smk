@@ -19,7 +19,7 @@ rule qc_metrics:
     params:
         revision=REVISIONS["qc"],
     shell:
-        "cellformers qc-metrics {input} -o {output} 2> {log}"
+        "cellformers qc-metrics {input:q} -o {output:q} 2> {log:q}"
 
 
 rule doublets:
@@ -42,7 +42,7 @@ rule doublets:
         revision=REVISIONS["doublets"],
         options=doublet_options,
     shell:
-        "cellformers doublets {input.counts} --metadata {input.metadata} {params.options} -o {output} 2> {log}"
+        "cellformers doublets {input.counts:q} --metadata {input.metadata:q} {params.options} -o {output:q} 2> {log:q}"
 
 
 rule qc:
@@ -70,8 +70,8 @@ rule qc:
         options=qc_options,
         folder=subpath(output.thresholds, parent=True),
     shell:
-        "cellformers qc {input.metrics} --metadata {input.metadata} {params.options} "
-        "-o {output.cells} --report {params.folder} 2> {log}"
+        "cellformers qc {input.metrics:q} --metadata {input.metadata:q} {params.options} "
+        "-o {output.cells:q} --report {params.folder:q} 2> {log:q}"
 
 
 # First of all that can run, so that a column which the config names and the data lack is told before anything long
@@ -97,4 +97,4 @@ rule columns:
         revision=REVISIONS["qc"],
         options=needed_columns,
     shell:
-        "cellformers check-columns {input} {params.options} -o {output} 2> {log}"
+        "cellformers check-columns {input:q} {params.options} -o {output:q} 2> {log:q}"

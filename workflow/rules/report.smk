@@ -20,7 +20,7 @@ rule map:
         revision=REVISIONS["map"],
         options=flags(seed=CONFIG.seed),
     shell:
-        "cellformers map {input} {params.options} -o {output} 2> {log}"
+        "cellformers map {input:q} {params.options} -o {output:q} 2> {log:q}"
 
 
 rule config:
@@ -41,7 +41,7 @@ rule config:
         revision=REVISIONS["report"],
         text=resolved_config(),
     shell:
-        "printf %s {params.text:q} > {output} 2> {log}"
+        "printf %s {params.text:q} > {output:q} 2> {log:q}"
 
 
 rule report:
@@ -86,4 +86,4 @@ rule report:
         results=subpath(output.page, parent=True),
         scores=score_options,
     shell:
-        "cellformers report --config {input.config} --results {params.results} {params.scores} -o {output.page} 2> {log}"
+        "cellformers report --config {input.config:q} --results {params.results:q} {params.scores} -o {output.page:q} 2> {log:q}"

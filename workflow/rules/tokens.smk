@@ -24,5 +24,5 @@ rule tokenize:
         revision=REVISIONS["tokenize"],
         vocabulary=folder_of("vocabulary"),
     shell:
-        "cellformers tokenize {input.counts} --cells {input.cells} --vocabulary {params.vocabulary} "
-        "--threads {threads} -o {output} 2> {log}"
+        "cellformers tokenize {input.counts:q} --cells {input.cells:q} --vocabulary {params.vocabulary:q} "
+        "--threads {threads} -o {output:q} 2> {log:q}"

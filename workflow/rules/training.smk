@@ -31,8 +31,8 @@ rule pretrain_model:
         start=start_option,
         options=pretrain_options,
     shell:
-        "{params.launcher}cellformers pretrain {input.tokens} --vocabulary {params.vocabulary} {params.start} "
-        "{params.options} --threads {threads} -o {params.folder} 2> {log}"
+        "{params.launcher}cellformers pretrain {input.tokens:q} --vocabulary {params.vocabulary:q} {params.start} "
+        "{params.options} --threads {threads} -o {params.folder:q} 2> {log:q}"
 
 
 rule finetune_model:
@@ -65,8 +65,8 @@ rule finetune_model:
         sources=finetune_sources,
         options=finetune_options,
     shell:
-        "{params.launcher}cellformers finetune {params.sources} --model {params.model} {params.options} "
-        "--threads {threads} -o {params.folder} 2> {log}"
+        "{params.launcher}cellformers finetune {params.sources} --model {params.model:q} {params.options} "
+        "--threads {threads} -o {params.folder:q} 2> {log:q}"
 
 
 rule predict:
@@ -91,5 +91,5 @@ rule predict:
         model=folder_of("model"),
         options=flags(accelerator=CONFIG.accelerator),
     shell:
-        "cellformers predict {input.tokens} --model {params.model} {params.options} "
-        "--threads {threads} -o {output} 2> {log}"
+        "cellformers predict {input.tokens:q} --model {params.model:q} {params.options} "
+        "--threads {threads} -o {output:q} 2> {log:q}"

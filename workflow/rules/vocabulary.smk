@@ -20,7 +20,7 @@ rule sketch:
     params:
         revision=REVISIONS["sketch"],
     shell:
-        "cellformers sketch {input.counts} --cells {input.cells} -o {output} 2> {log}"
+        "cellformers sketch {input.counts:q} --cells {input.cells:q} -o {output:q} 2> {log:q}"
 
 
 rule medians:
@@ -41,7 +41,7 @@ rule medians:
     params:
         revision=REVISIONS["medians"],
     shell:
-        "cellformers medians {input.sketches} -o {output} 2> {log}"
+        "cellformers medians {input.sketches:q} -o {output:q} 2> {log:q}"
 
 
 rule vocabulary:
@@ -66,7 +66,7 @@ rule vocabulary:
         folder=subpath(output.tokens, parent=True),
         options=vocabulary_options,
     shell:
-        "cellformers vocabulary --from {input} --name {wildcards.vocabulary} {params.options} -o {params.folder} 2> {log}"
+        "cellformers vocabulary --from {input:q} --name {wildcards.vocabulary:q} {params.options} -o {params.folder:q} 2> {log:q}"
 
 
 rule genes:
@@ -89,4 +89,4 @@ rule genes:
         revision=REVISIONS["genes"],
         vocabulary=folder_of("vocabulary"),
     shell:
-        "cellformers genes {input.features} --vocabulary {params.vocabulary} -o {output} 2> {log}"
+        "cellformers genes {input.features:q} --vocabulary {params.vocabulary:q} -o {output:q} 2> {log:q}"

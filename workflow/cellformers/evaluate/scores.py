@@ -11,7 +11,7 @@ from typing import Any
 
 from cellformers.config import EXTRA_METRICS, MAIN_METRICS
 from cellformers.errors import UserError, did_you_mean
-from cellformers.io.files import read_json, write_json, write_text
+from cellformers.io.files import as_field, read_json, write_json, write_text
 
 KINDS = ("model", "baseline", "control", "oracle")
 REQUIRED = (
@@ -234,6 +234,6 @@ def summarise(scores: Sequence[str | Path], output: str | Path) -> list[dict[str
             for score, note in zip(having, _verdicts(having, metric), strict=True):
                 rows.append(_row(score, metric) | {"note": note})
     lines = ["\t".join(COLUMNS)]
-    lines += ["\t".join(" ".join((row[column] or "").split()) for column in COLUMNS) for row in rows]
+    lines += ["\t".join(as_field(row[column] or "") for column in COLUMNS) for row in rows]
     write_text("\n".join(lines) + "\n", output)
     return rows

@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -23,11 +24,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cellformers import __version__
-from cellformers.errors import DiskFullError, UserError, full_disk
+from cellformers.errors import DiskFullError, UserError, full_disk, printable
 from cellformers.io.pages import asked_for, most
 
 METADATA_KEY = b"cellformers"
 NAMES_AT_ONCE = 1 << 16
+_NUMBER = re.compile(r"[+-]?(\d[\d.,]*([eE][+-]?\d+)?|inf|nan)?")
 NAMES = ("alias", "cell_id", "gene_id")
 MAX_JSON = 256 << 20  # the split of a million cells into five folds has half of it
 MAX_NODES = 4_000_000  # lists and objects in a JSON file
@@ -221,6 +223,15 @@ def write_text(text: str, path: str | Path) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def as_field(text: str) -> str:
+    """A text as a field of a tsv file that people open: one line, no tabs, and nothing that a spreadsheet would run.
+
+    What begins like a formula, and is no number, gets an apostrophe in front, which spreadsheets take away.
+    """
+    plain = printable(text)
+    return f"'{plain}" if plain[:1] in ("=", "+", "-", "@") and not _NUMBER.fullmatch(plain) else plain
 
 
 def write_json(value: Any, path: str | Path) -> None:

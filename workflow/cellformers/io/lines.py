@@ -23,7 +23,8 @@ class _Unzipped(gzip.GzipFile):
     """Unpacks a gzip file as long as it unpacks to something plausible."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, "rb")
+        self._packed = path.open("rb")
+        super().__init__(fileobj=self._packed, mode="rb")
 
     def read(self, size: int | None = -1) -> bytes:
         """The next bytes; OSError where it has become too many."""
@@ -43,9 +44,14 @@ class _Unzipped(gzip.GzipFile):
         self._check()
         return data
 
+    def close(self) -> None:
+        """Close both."""
+        super().close()
+        self._packed.close()
+
     def _check(self) -> None:
         done = self.tell()
-        if done > _SUSPECT and done > _MOST_PACKED * (packed := self.fileobj.tell()):
+        if done > _SUSPECT and done > _MOST_PACKED * (packed := self._packed.tell()):
             raise OSError(
                 f"its first {packed:,} bytes unpack to more than {done:,}: no table is packed so tightly"
             )

@@ -19,8 +19,9 @@ from cellformers.io.source import CountSource, ReadOptions
 from cellformers.io.stretch import ChunkedStretch, check_chunk
 
 _CODECS = {
-    "blosc", "bytes", "bz2", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3", "gzip", "lz4", "lzma",
-    "sharding_indexed", "shuffle", "transpose", "vlen-bytes", "vlen-utf8", "zlib", "zstd",
+    "adler32", "astype", "bitround", "blosc", "bytes", "bz2", "crc32", "crc32c", "delta", "fixedscaleoffset",
+    "fletcher32", "gzip", "jenkins_lookup3", "lz4", "lzma", "packbits", "sharding_indexed", "shuffle", "transpose",
+    "vlen-bytes", "vlen-utf8", "zlib", "zstd",
 }  # fmt: skip
 
 

@@ -14,16 +14,19 @@ from typing import NamedTuple
 from markupsafe import Markup, escape
 from PIL import Image
 
+from cellformers.io.files import write_text
 from cellformers.plots import style
 
 PICTURES_BYTES = 2_500_000  # of all pictures of a page together, as base64
 LEAST_BYTES = 25_000  # of one picture
+LONGEST_STEM = 100  # characters; file systems have 255 bytes
 PAGE_COLOURS = {
     style.INK: "var(--ink)",
     style.MUTED: "var(--muted)",
     style.GRID: "var(--line)",
     style.PAPER: "var(--card)",
 }
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
 _PICTURE = re.compile(r'"data:image/png;base64,([^"]+)"')
 
 
@@ -34,9 +37,14 @@ class Figure(NamedTuple):
     text: str
 
 
+def without_controls(text: str) -> str:
+    """A text without characters that show nothing, move a cursor or turn the direction of what is around them."""
+    return _CONTROL.sub("", text)
+
+
 def file_stem(name: str) -> str:
     """A file name, without its suffix, made of any text."""
-    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", name).strip("-.") or "figure"
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", name)[:LONGEST_STEM].strip("-.") or "figure"
 
 
 class Figures:
@@ -62,8 +70,12 @@ class Figures:
             unique, number = f"{stem}-{number}", number + 1
         draw(self.folder / unique)
         self.names.append(unique)
-        self.pictures += "data:image/png" in (self.folder / f"{unique}.svg").read_text(encoding="utf-8")
-        return Figure(unique, text)
+        path = self.folder / f"{unique}.svg"
+        svg = path.read_text(encoding="utf-8")
+        if without_controls(svg) != svg:  # which no XML may hold
+            write_text(without_controls(svg), path)
+        self.pictures += "data:image/png" in svg
+        return Figure(unique, without_controls(text))
 
     def inline(self, figure: Figure) -> Markup:
         """The SVG element of a figure, safe to put into a page beside others."""

@@ -15,7 +15,7 @@ from cellformers import __version__
 from cellformers.errors import UserError
 from cellformers.io.files import atomic_dir, write_text
 from cellformers.report import benchmarks, cells, models, runs, words
-from cellformers.report.figures import Figures
+from cellformers.report.figures import Figures, without_controls
 from cellformers.report.spec import ReportSpec
 
 
@@ -165,6 +165,7 @@ def render(
         loader=jinja2.PackageLoader("cellformers", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -194,6 +195,11 @@ def render(
         titles={"maps": "all maps"} | {page["place"]: page["title"] for page in parts["benchmarks"]},
         **parts,
     )
+
+
+def _shown(value: Any) -> Any:
+    """What is put into the page, as it is or, if it comes from data, without control characters."""
+    return without_controls(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _asset(name: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cellformers.io.files import write_text
+from cellformers.io.files import as_field, write_text
 from cellformers.report import verdicts
 
 COLUMNS = (
@@ -31,7 +31,7 @@ def write_scores(scores: Sequence[Score], path: Path) -> None:
     ]  # fmt: skip
     shared = {key: scores[0][key] for key in ("benchmark", "task", "dataset", "label")}
     lines = ["\t".join(COLUMNS)]
-    lines += ["\t".join(" ".join(str((shared | row).get(c) or "").split()) for c in COLUMNS) for row in rows]
+    lines += ["\t".join(as_field(str((shared | row).get(c) or "")) for c in COLUMNS) for row in rows]
     write_text("\n".join(lines) + "\n", path)
 
 

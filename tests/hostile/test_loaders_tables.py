@@ -101,7 +101,9 @@ def nested(path: Path) -> None:
     pq.write_table(pa.table({"cell_id": pa.array([value])}), path)
 
 
-BOMBS = {f.__name__: f for f in (bomb_page, bomb_rows_in_full, bomb_text, in_another_file, twice, no_text, nested)}
+BOMBS = {
+    f.__name__: f for f in (bomb_page, bomb_rows_in_full, bomb_text, in_another_file, twice, no_text, nested)
+}
 
 
 def read_everything(folder: Path) -> list[tuple[str, str, str, str]]:
@@ -152,12 +154,15 @@ def test_large_but_plain_tables_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "gzip", "zstd", "lz4", "brotli"])
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
-def test_what_a_file_asks_for_is_at_least_what_it_takes(compression: str, version: str, tmp_path: Path) -> None:
+def test_what_a_file_asks_for_is_at_least_what_it_takes(
+    compression: str, version: str, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(0)
     words = pa.array(rng.choice(["a", "bb", "c" * 300], 5000))
     table = pa.table(
         {
-            "text": words, "coded": words.dictionary_encode(), "n": rng.integers(9, size=5000), "half": rng.random(5000),
+            "text": words, "coded": words.dictionary_encode(), "n": rng.integers(9, size=5000),
+            "half": rng.random(5000),
             "list": [[1, 2]] * 5000, "vector": pa.FixedSizeListArray.from_arrays(pa.array(rng.random(20_000)), 4),
             "fixed": pa.array([b"abcd"] * 5000, pa.binary(4)), "nothing": pa.nulls(5000), "flag": [True] * 5000,
         }
@@ -176,7 +181,16 @@ def test_what_a_file_asks_for_is_at_least_what_it_takes(compression: str, versio
 
 
 def test_metadata_of_another_kind_is_refused(tmp_path: Path) -> None:
-    for content in (b"[" * 1_000_000, b"{", b"[]", b"null", b'{"inputs": 1}', b'{"parameters": []}', b"\xff", b""):
+    for content in (
+        b"[" * 1_000_000,
+        b"{",
+        b"[]",
+        b"null",
+        b'{"inputs": 1}',
+        b'{"parameters": []}',
+        b"\xff",
+        b"",
+    ):
         table = pa.table({"cell_id": ["a"]}).replace_schema_metadata({b"cellformers": content})
         pq.write_table(table, tmp_path / "x.parquet")
         with pytest.raises(UserError, match="damaged"):
@@ -210,7 +224,7 @@ def test_pipes_and_devices_in_place_of_tables_do_not_hang(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), tmp_path / "nothing"):
         for read in (open_parquet, read_json):
-            with pytest.raises(UserError, match="no plain file|no such file"):
+            with pytest.raises(UserError, match=r"no plain file|no such file"):
                 read(path)
 
 
@@ -251,7 +265,8 @@ def test_lock_files_lead_nowhere_else(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("CELLFORMERS_HOME", str(tmp_path))
     known = {"size": 1, "sha256": "0" * 64}
     for content in (
-        {"folders": {"m": {"../../x": known}}}, {"folders": {"m": {"/etc/passwd": known}}}, {"folders": {"m": {"": known}}},
+        {"folders": {"m": {"../../x": known}}}, {"folders": {"m": {"/etc/passwd": known}}},
+        {"folders": {"m": {"": known}}},
         {"folders": {"m": {"a": {"size": "1"}}}}, {"files": {"a": {"size": 1, "sha256": None}}}, {"files": []},
         {"revisions": {"m": "main"}}, {"revisions": {"m": 7}}, [], {"folders": {"m": []}},
     ):  # fmt: skip
@@ -259,7 +274,7 @@ def test_lock_files_lead_nowhere_else(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(UserError, match="remove it: what it locked is taken as it comes"):
             read_lock()
     (tmp_path / "checkpoints.lock.json").write_text("{")
-    with pytest.raises(UserError, match="not readable as JSON.*remove it"):
+    with pytest.raises(UserError, match=r"not readable as JSON.*remove it"):
         read_lock()
 
 

@@ -107,7 +107,8 @@ SAFETENSORS: dict[str, Callable[[], bytes]] = {
     "no UTF-8": lambda: tensors_file(b'{"\xff": {}}'),
     "not a number": lambda: tensors_file(b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 16]}}'),
     "a name twice": lambda: tensors_file(
-        b'{"a": {"dtype":"F32","shape":[2],"data_offsets":[0,8]}, "a": {"dtype":"F32","shape":[2],"data_offsets":[8,16]}}'
+        b'{"a": {"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
+        b' "a": {"dtype":"F32","shape":[2],"data_offsets":[8,16]}}'
     ),
     "a name with a newline": lambda: tensors_file({"a\nb\x1b[2J": entry([4], [0, 16])}),
     "a name of a megabyte": lambda: tensors_file({"a" * (1 << 20): entry([4], [0, 16])}),

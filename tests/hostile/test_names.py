@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +50,7 @@ FORMULA = re.compile(r"^[=+\-@]")
 
 
 @pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReportSpec]:
+def spec(tmp_path_factory: pytest.TempPathFactory) -> ReportSpec:
     """Everything a report shows, under these names."""
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
@@ -59,7 +58,13 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReportSpec]:
         patch.setitem(report_files.CLASSES, "cells", NAMES)
         patch.setattr(report_files, "DISEASES", NAMES[:3])
         whole = make_spec(folder, names=["cell_types", "disease"])
-    options = {"units": 3, "classes": NAMES[:4], "label": NAMES[1], "dataset": NAMES[3], "notes": tuple(NAMES)}
+    options = {
+        "units": 3,
+        "classes": NAMES[:4],
+        "label": NAMES[1],
+        "dataset": NAMES[3],
+        "notes": tuple(NAMES),
+    }
     published = {"macro_f1": [{"value": 0.9, "sd": 0.1, "source": name, "protocol": name} for name in NAMES]}
     more = [
         make_score(folder / "more", f"m{number}", "model", 0.5, published=published, benchmark="b", **options)
@@ -78,9 +83,9 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReportSpec]:
     }  # fmt: skip
     atlas = whole.datasets["atlas"]
     genes = json.loads((atlas.folder / "qc" / "genes.v.json").read_text())
-    genes["examples"] = {kind: NAMES for kind in genes["examples"]}
+    genes["examples"] = dict.fromkeys(genes["examples"], NAMES)
     write_json(genes, atlas.folder / "qc" / "genes.v.json")
-    yield replace(
+    return replace(
         whole,
         title=NAMES[0],
         datasets={NAMES[1]: replace(atlas, tokens={NAMES[5]: atlas.tokens["v"]}), **whole.datasets},
@@ -109,7 +114,8 @@ def test_nothing_of_a_name_becomes_part_of_the_page(page: Path) -> None:
         "dialog", "div", "dl", "dt", "ellipse", "figcaption", "figure", "footer", "g", "h1", "h2", "h3", "h4", "head",
         "header", "html", "i", "image", "img", "li", "line", "link", "main", "meta", "nav", "ol", "p", "path", "pre",
         "rect", "script", "section", "small", "span", "strong", "style", "summary", "svg", "table", "tbody", "td",
-        "text", "th", "thead", "title", "tr", "tspan", "ul", "use", "em", "polyline", "polygon", "sup", "sub", "caption",
+        "text", "th", "thead", "title", "tr", "tspan", "ul", "use", "em", "polyline", "polygon", "sup", "sub",
+        "caption",
     }  # fmt: skip
     assert sum(tag == "script" for tag, _ in found.tags) == 1
     assert sum(tag == "link" for tag, _ in found.tags) == 1
@@ -117,7 +123,9 @@ def test_nothing_of_a_name_becomes_part_of_the_page(page: Path) -> None:
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
         for name in ("src", "href", "xlink:href", "action", "srcset", "data", "formaction"):
             value = attributes.get(name)
-            plain = value is None or value.startswith(("#", "data:image/png;base64,", "data:,", "figures/", "tables/"))
+            plain = value is None or value.startswith(
+                ("#", "data:image/png;base64,", "data:,", "figures/", "tables/")
+            )
             assert plain, (tag, name, value)
             assert value is None or ".." not in value.split("/")
     content = page.read_text(encoding="utf-8")
@@ -227,7 +235,9 @@ def test_names_pass_through_qc_unchanged(tmp_path: Path) -> None:
         pa.table(metrics | {"mito_fraction": [0.1] * n}), tmp_path / "m.parquet",
         report_files.made("qc"),
     )  # fmt: skip
-    write_table(pa.table({"cell_id": ids, NAMES[0]: NAMES}), tmp_path / "d.parquet", report_files.made("ingest"))
+    write_table(
+        pa.table({"cell_id": ids, NAMES[0]: NAMES}), tmp_path / "d.parquet", report_files.made("ingest")
+    )
     qc(
         [tmp_path / "m.parquet"], tmp_path / "d.parquet", output=tmp_path / "cells.parquet",
         thresholds=tmp_path / "thresholds.json",

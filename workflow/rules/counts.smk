@@ -54,20 +54,6 @@ for name, dataset in CONFIG.datasets.items():
             revision=REVISIONS["ingest"],
             source=ingest_source,
             folder=subpath(output.metadata, parent=True),
-            options=flags(
-                shards=dataset.shards,
-                deposit=dataset.deposit,
-                part=dataset.part if dataset.deposit else None,
-                layer=dataset.layer,
-                raw=dataset.raw,
-                round=dataset.round,
-                make_unique=dataset.make_unique,
-                genes_in_rows=dataset.genes_in_rows is True,
-                cells_in_rows=dataset.genes_in_rows is False,
-                gene_column=dataset.gene_column,
-                cell_column=dataset.cell_column,
-                labels=dataset.labels and dataset.labels.path,
-                key=dataset.labels and dataset.labels.key,
-            ),
+            options=ingest_options(dataset),
         shell:
             "cellformers ingest {params.source} {params.options} -o {params.folder:q} 2> {log:q}"

@@ -50,3 +50,23 @@ def folder_of(name):
         return str(Path(input[name][0] if isinstance(name, str) else input[name]).parent)
 
     return folder
+
+
+def ingest_options(dataset):
+    """A parameter function, as braces in a text would be taken for wildcards: the flags of the ingest of a dataset."""
+    options = flags(
+        shards=dataset.shards,
+        deposit=dataset.deposit,
+        part=dataset.part if dataset.deposit else None,
+        layer=dataset.layer,
+        raw=dataset.raw,
+        round=dataset.round,
+        make_unique=dataset.make_unique,
+        genes_in_rows=dataset.genes_in_rows is True,
+        cells_in_rows=dataset.genes_in_rows is False,
+        gene_column=dataset.gene_column,
+        cell_column=dataset.cell_column,
+        labels=dataset.labels and dataset.labels.path,
+        key=dataset.labels and dataset.labels.key,
+    )
+    return lambda wildcards: options

@@ -21,7 +21,7 @@ rule provenance:
     params:
         revision=REVISIONS["provenance"],
         results=subpath(output[0], parent=True),
-        given=given_config(),
+        given=lambda wildcards: given_config(),
         root=config_root,
     shell:
         "printf %s {params.given:q} | "

@@ -39,7 +39,7 @@ rule config:
         runtime=minutes(5),
     params:
         revision=REVISIONS["report"],
-        text=resolved_config(),
+        text=lambda wildcards: resolved_config(),  # as a text, its braces would be wildcards
     shell:
         "printf %s {params.text:q} > {output:q} 2> {log:q}"
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from cellformers.errors import UserError
 from cellformers.io.hdf5 import child as hdf5_child
+from cellformers.io.hdf5 import names_in
 from cellformers.io.inflate import check_names, check_packed
 from cellformers.io.names import Strings, as_strings
 from cellformers.io.source import MOST_NAMES
@@ -106,7 +107,7 @@ class Frame:
             index = child(self._node, self.index_name)
             self._index = child(index, "values") if is_group(index) else index
             order = attribute(self._node, "column-order")
-            listed = list(self._node.keys()) if order is None else texts(np.atleast_1d(order)).tolist()
+            listed = names_in(self._node) if order is None else texts(np.atleast_1d(order)).tolist()
             self.columns = [c for c in dict.fromkeys(listed) if c not in (self.index_name, "__categories")]
         elif self._node.dtype.names:
             fields = self._node.dtype.names

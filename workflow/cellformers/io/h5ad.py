@@ -92,7 +92,7 @@ def _slices(values: Any) -> Callable[[int, int], Any]:
 
 def _layers(root: Any) -> list[str]:
     layers = child(root, "layers")
-    return sorted(layers.keys()) if layers is not None and is_group(layers) else []
+    return sorted(hdf5.names_in(layers)) if layers is not None and is_group(layers) else []
 
 
 def _raw(root: Any) -> str | None:

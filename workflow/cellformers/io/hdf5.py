@@ -113,6 +113,11 @@ def open_hdf5(path: Path) -> h5py.File:
         raise UserError(what, path=path, fix="copy or download it again") from error
 
 
+def names_in(group: Any) -> list[str]:
+    """Names of what is in a group of h5py or zarr, but those that are no Unicode, which h5py gives as bytes."""
+    return [name for name in group if isinstance(name, str)]
+
+
 def child(node: Any, name: str, *, depth: int = 0) -> Any:
     """The object `name` ("a/b/c") under an HDF5 group, None where there is none.
 

@@ -56,7 +56,7 @@ def open_loom(path: Path, options: ReadOptions) -> CountSource:
 def _open(root: Any, path: Path, options: ReadOptions) -> CountSource:
     notes: list[str] = []
     layers = hdf5.child(root, "layers")
-    known = sorted(layers.keys()) if isinstance(layers, h5py.Group) else []
+    known = sorted(hdf5.names_in(layers)) if isinstance(layers, h5py.Group) else []
     if options.raw:
         raise UserError(
             "loom files have no raw", path=path, fix=f"use layer: (layers: {', '.join(known) or 'none'})"
@@ -138,7 +138,7 @@ def _attributes(root: Any, group: str) -> dict[str, Any]:
     node = hdf5.child(root, group)
     if not isinstance(node, h5py.Group):
         return {}
-    children = {name: hdf5.child(node, name) for name in node}
+    children = {name: hdf5.child(node, name) for name in hdf5.names_in(node)}
     return {name: c for name, c in children.items() if one_dimensional(c)}
 
 

@@ -181,7 +181,7 @@ def read_shard_stamp(path: str | Path) -> dict[str, Any] | None:
         with open_hdf5(path) as file:
             stamp = child(file, "uns/cellformers")
             made = None if stamp is None or stamp.shape != () else json.loads(stamp.asstr()[()])
-    except (UserError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
+    except (UserError, OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError):
         return None
     inputs = made.get("inputs") if isinstance(made, dict) else None
     return made if isinstance(inputs, dict) and isinstance(inputs.get("dataset"), str) else None

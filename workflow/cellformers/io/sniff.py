@@ -100,7 +100,7 @@ def _folder(path: Path) -> Opener:
 
 def _hdf5(path: Path) -> Opener:
     with hdf5.open_hdf5(path) as root:
-        names = set(root)
+        names = set(hdf5.names_in(root))
         if isinstance(hdf5.child(root, "matrix"), h5py.Dataset) and names & {"row_attrs", "col_attrs"}:
             from cellformers.io.loom import open_loom
 
@@ -114,8 +114,9 @@ def _hdf5(path: Path) -> Opener:
             from cellformers.io.tenx import open_tenx_h5
 
             return open_tenx_h5
+    held = ", ".join(name[:40] for name in sorted(names)[:6]) or "nothing"
     raise UserError(
-        f"is HDF5, but neither AnnData nor loom nor 10x (it holds: {', '.join(sorted(names)[:6]) or 'nothing'})",
+        f"is HDF5, but neither AnnData nor loom nor 10x (it holds: {held})",
         path=path,
         fix=f"known are: {_FORMATS}",
     )

@@ -132,7 +132,7 @@ def _shape(parts: dict[str, Any], path: Path) -> tuple[int, int]:
 
 def _genome(root: Any, path: Path, notes: list[str]) -> Any:
     """The group of the one genome, or of the human one."""
-    genomes = [name for name in root if hdf5.child(root, f"{name}/barcodes") is not None]
+    genomes = [name for name in hdf5.names_in(root) if hdf5.child(root, f"{name}/barcodes") is not None]
     human = [name for name in genomes if re.match(r"(GRCh|hg)\d", name, flags=re.IGNORECASE)]
     if len(genomes) > 1 and len(human) == 1:
         notes.append(f"holds several genomes ({', '.join(genomes)}); {human[0]} is read")

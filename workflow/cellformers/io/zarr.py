@@ -46,6 +46,9 @@ class _Group:
         """Names of what is in it."""
         return _guarded(lambda: list(self._group.keys()))
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
     def __contains__(self, name: str) -> bool:
         return _guarded(lambda: name in self._group)
 

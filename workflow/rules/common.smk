@@ -2,6 +2,7 @@
 import re
 import shlex
 import sys
+import warnings
 from pathlib import Path
 
 import yaml

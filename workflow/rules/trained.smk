@@ -7,6 +7,10 @@ TORCHRUN = (
     "--rdzv-endpoint $(mktemp) --local-addr 127.0.0.1 --no-python --nproc-per-node "
 )
 
+# For the launcher Snakemake looks up resources while it plans, where sizes of inputs are not to be had; it takes that in
+# its stride, but leaves a coroutine behind. They are looked up again before the job runs.
+warnings.filterwarnings("ignore", "coroutine 'InputFiles._predicated_size_files", RuntimeWarning)
+
 
 def launcher(wildcards, resources):
     """What stands before a command that trains: torchrun where several GPUs are asked for, a process for each."""

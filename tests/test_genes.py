@@ -160,7 +160,10 @@ def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (persistent({"a": "away"}), "persistent object 'outside'"),
-        (b"\x80\x02\x82\x01.", "forbidden in a pickle from outside: EXT1"),  # an object of the extension registry
+        (
+            b"\x80\x02\x82\x01.",
+            "forbidden in a pickle from outside: EXT1",
+        ),  # an object of the extension registry
         (pickle.dumps({"a": 1})[:-3], "truncated"),
         (b"", "truncated"),
         (b"hello", "not a readable pickle"),

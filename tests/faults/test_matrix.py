@@ -263,8 +263,8 @@ def test_the_inputs_do_not_stay(
         fault: Fault = ("inputs_at", {"out": str(out), "number": max(1, at), "paths": paths, "what": what})
         ended = forks.run(words, [fault])
         mapped = what == "truncate" and ended.code == -signal.SIGBUS
-        if ended.code == 0:
-            assert contents(out) == chain.expected(verb)
+        if ended.code == 0:  # a search counts a file that it can't read as a trial that failed, and says so
+            assert contents(out) == chain.expected(verb) or (verb == "search" and ": failed (" in ended.text)
         elif not mapped:
             check_line(ended, 2, str(tmp_path))
         check_whole(chain, verb, out, clean=not mapped)

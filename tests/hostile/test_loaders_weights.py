@@ -133,8 +133,14 @@ OUTSIDE = (
     "a\nb",
     "\0",
 )
+
+
+def index_of(name: str) -> bytes:
+    return json.dumps({"weight_map": {"words": name}}).encode()
+
+
 INDICES: dict[str, Callable[[], bytes]] = {
-    **{repr(name): partial(lambda name: json.dumps({"weight_map": {"words": name}}).encode(), name) for name in OUTSIDE},
+    **{repr(name): partial(index_of, name) for name in OUTSIDE},
     "no map": lambda: b"[]",
     "nothing in the map": lambda: b'{"weight_map": {}}',
     "a number": lambda: b'{"weight_map": {"words": 7}}',

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cellformers.errors import UserError
+from cellformers.errors import DiskFullError, UserError
 from cellformers.io import files
 
 
@@ -120,3 +120,32 @@ def test_a_file_is_readable_though_its_writer_makes_private_ones(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_two_files_of_one_process_and_number_of_a_dead_one(tmp_path: Path) -> None:
+    """In a container every process may have the same number: a part that nobody here writes is left from before."""
+    left = tmp_path / f".part-{os.getpid()}-0123abcd-a.txt"
+    left.write_text("half")
+    with files.temporary_folder(tmp_path / "a.txt") as folder, files.atomic_path(tmp_path / "a.txt") as part:
+        assert not left.exists()
+        assert folder.exists()
+        part.write_text("whole")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_write_that_hdf5_can_only_mention_is_a_failure(tmp_path: Path) -> None:
+    """h5py finds out as a handle goes that the disk is full, where nothing can be raised."""
+
+    class Handle:
+        def __del__(self) -> None:
+            raise RuntimeError(
+                "Can't decrement id ref count (file write failed: errno = 28, error message = '')"
+            )
+
+    target = tmp_path / "a.h5ad"
+    with (
+        pytest.raises(DiskFullError, match=r"a\.h5ad: can't be written \(No space left"),
+        files.atomic_path(target),
+    ):
+        del [Handle()][0]
+    assert list(tmp_path.iterdir()) == []

@@ -37,7 +37,7 @@ def _named(words: list[str], option: str) -> dict[str, list[Path]]:
             name, path = "", word
         paths = [Path(path)]
         if paths[0].is_dir():
-            paths = sorted(paths[0].glob("*.parquet"), key=lambda p: (len(p.name), p.name))
+            paths = sorted(paths[0].glob("[!.]*.parquet"), key=lambda p: (len(p.name), p.name))
         found.setdefault(name, []).extend(paths)
     if "" in found and len(found) > 1:
         raise UserError(

@@ -41,7 +41,9 @@ def provenance(
     """
     from cellformers.provenance import write_record
 
-    write_record(_read_config(config), results=results, output=output, root=root, threads=threads, quiet=quiet)
+    write_record(
+        _read_config(config), results=results, output=output, root=root, threads=threads, quiet=quiet
+    )
 
 
 def compare(

@@ -159,8 +159,13 @@ def _part(target: Path, *, folder: bool = False, file_wanted: bool = False) -> I
             raise _unwritable(target, error) from error
         yield part
     finally:
-        _remove(part)
-        _own.pop(part, None)
+        try:
+            _remove(part)
+        except BaseException:  # a signal while it went; those that follow are ignored
+            _remove(part)
+            raise
+        finally:
+            _own.pop(part, None)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from cellformers.io.stretch import ChunkedStretch, Stretch, check_chunk
 Array = np.ndarray[Any, Any]
 _SMALL_CHUNK = 1 << 16  # bytes; below, a call for each costs more than it saves
 _MOST_LINKS = 16
+_HEAP_OBJECT = struct.Struct("<H6xQ").unpack_from
 
 
 class _Checked(io.FileIO):
@@ -52,20 +53,20 @@ class _Checked(io.FileIO):
 
 
 def _check_heap(heap: bytes) -> None:
-    """OSError where a global heap has an object that takes no room, from which the library never gets on.
+    """OSError where a global heap has an object that takes no room or more than there is: the library may never end.
 
-    After 16 bytes of its own, objects of a number (2 bytes; 0 is free space), 6 bytes and their size (8) follow, padded
-    to 8 bytes (HDF5 File Format Specification 3.0, III.E).
+    After "GCOL", 4 bytes and the heap's size (8), objects follow: number (2 bytes; 0 is free space), 6 bytes, size (8),
+    and the content, padded to 8 bytes (HDF5 File Format Specification 3.0, III.E).
     """
-    zeros = bytes(8)
-    if heap.find(zeros, 16) < 0:
+    if len(heap) < 16:
         return
-    at = 16
-    while at + 16 <= len(heap):
-        number, size = struct.unpack_from("<H6xQ", heap, at)
-        if number == 0 and size == 0:
+    (end,) = struct.unpack_from("<Q", heap, 8)
+    at, stop = 16, min(len(heap), end) - 16
+    while at <= stop:
+        number, size = _HEAP_OBJECT(heap, at)
+        at += 16 + (size + 7) // 8 * 8 if number else size
+        if at > end or not (number or size):
             raise OSError("its texts have been overwritten")
-        at += size if number == 0 else 16 + (size + 7) // 8 * 8
 
 
 def path_of(node: Any) -> str:

@@ -97,7 +97,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _check_opcodes(content: bytes) -> None:
     """Refuse opcodes that no dictionary needs, and those that make more than the file can hold."""
-    if content[:1] not in (b"\x80", b"(", b"}"):
+    if content[:1] not in (b"\x80", b"(", b"}", b"c"):
         raise ValueError("it does not begin like one")
     made, last, called = 0, ["", ""], ""
     for opcode, argument, _ in pickletools.genops(content):

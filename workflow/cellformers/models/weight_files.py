@@ -10,6 +10,7 @@ tensors only, so reading one runs none of its code.
 """
 
 import io
+import mmap
 import pickle
 import pickletools
 import re
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -208,11 +209,13 @@ def _check_pickles(path: Path, archive: bool) -> None:
             for content in pickles:
                 _check_calls(io.BytesIO(content))
         return
-    with path.open("rb") as file:  # magic number, version, system, tensors: each a pickle of its own
-        for _ in range(4):
-            if not file.peek(1):
-                return
-            _check_calls(file)
+    # mapped, a file gives no memory for lengths that it does not have
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for _ in range(
+            5
+        ):  # magic number, version, system, tensors, names of storages: each a pickle of its own
+            if data.tell() < len(data):
+                _check_calls(cast(IO[bytes], data))
 
 
 def _check_calls(file: IO[bytes]) -> None:

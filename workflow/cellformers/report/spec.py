@@ -116,7 +116,7 @@ def from_config(
         scores = [
             path
             for benchmark in config.benchmarks
-            for path in sorted((results / "benchmarks" / benchmark).glob("*.json"))
+            for path in sorted((results / "benchmarks" / benchmark).glob("[!.]*.json"))
             if path.name != "split.json"
         ]
     models = {name: results / "models" / name for name in config.models}

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cellformers.errors import DiskFullError, UserError, did_you_mean
+from cellformers.errors import UserError, did_you_mean
 from cellformers.io.files import digest_arrays, digest_file, read_json, read_metadata, stamp, write_json
 from cellformers.io.locks import exclusive
 from cellformers.models.checkpoints import read_config
@@ -32,7 +32,7 @@ from cellformers.training.settings import Settings
 from cellformers.training.sides import SplitSpec
 from cellformers.training.space import TASK_WEIGHTS, Space, apply, check_space, default_space, flatten
 from cellformers.training.targets import Targets
-from cellformers.training.trials import Report, Trial, TrialError, best_trial, run_trials
+from cellformers.training.trials import Report, Trial, TrialError, best_trial, is_outside, run_trials
 
 METRICS = ("macro_f1", "accuracy", "loss")
 
@@ -178,10 +178,8 @@ def search(
                 progress=steps.append,
                 trial_callback=lambda number, figures: report(number, figures[metric]),
             )  # fmt: skip
-        except DiskFullError:
-            raise  # made again when there is room
         except UserError as error:
-            if steps:
+            if steps and not is_outside(error):
                 raise TrialError(str(error)) from error
             raise
         return _held_out(training["metrics"], metric, targets.kind)

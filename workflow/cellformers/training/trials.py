@@ -78,6 +78,11 @@ def _propose(optuna: Any, space: Space, before: Sequence[Trial], *, minimize: bo
     return study.ask(distributions)
 
 
+def is_outside(error: UserError) -> bool:
+    """Whether an error is of the disk, full or with a file gone: the same trial is made again when that is mended."""
+    return isinstance(error, DiskFullError) or (error.path is not None and not Path(error.path).exists())
+
+
 def run_trials(
     objective: Objective,
     space: Space,
@@ -95,8 +100,8 @@ def run_trials(
     Parameters
     ----------
     objective
-        Makes a trial. A `TrialError`, and once a trial has finished any UserError but that of a full disk, is its own
-        affair; whatever else it raises ends the search.
+        Makes a trial. A `TrialError`, and once a trial has finished any UserError but those of `is_outside`, is its
+        own affair; whatever else it raises ends the search.
     folder
         Of trials.json and trials.tsv, which are rewritten after every trial.
     about
@@ -128,10 +133,8 @@ def run_trials(
 
         try:
             _carry_out(objective, proposed, trial, prune=prune, measured=measured)
-        except DiskFullError:
-            raise
         except UserError as error:
-            if best_trial(trials, minimize=minimize) is None:
+            if best_trial(trials, minimize=minimize) is None or is_outside(error):
                 raise
             trial |= {"state": FAILED, "error": str(error)}
         done(trial, best_trial(trials, minimize=minimize))

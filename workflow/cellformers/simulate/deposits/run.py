@@ -99,7 +99,7 @@ def _check(names: Iterable[str], output: Path, *, cells: int | None, seed: int) 
         raise UserError(
             f"{cells} cells can't hold all donors and types", fix=f"ask for at least {LEAST_CELLS}"
         )
-    for path in sorted((output / "truth").glob("*.json")):
+    for path in sorted((output / "truth").glob("[!.]*.json")):
         found = read_json(path).get("parameters", {}).get("seed")
         if found != seed:
             raise UserError(

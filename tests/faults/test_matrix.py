@@ -1,7 +1,7 @@
 """Every verb that writes x what may happen to it: nothing partial stands under a final name, the next run completes,
 and its bytes are those of an undisturbed run.
 
-`make test` takes a few moments of every verb; CELLFORMERS_FAULTS=all takes many, for half an hour or so.
+`make test` takes a few moments of every verb; CELLFORMERS_FAULTS=all takes many, for a quarter of an hour.
 """
 
 import json

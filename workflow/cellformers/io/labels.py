@@ -101,7 +101,7 @@ def _read_text(path: Path, *, types: Mapping[str, pa.DataType], columns: Sequenc
         if len(row) == len(header) + 1:
             header = ["", *header]
         if not header or not row:
-            raise UserError("holds no rows", path=path, fix="is it the right file, and whole?")
+            raise UserError("holds no rows: not the right file, or not a whole one", path=path)
         repeated = next((name for name in header if header.count(name) > 1), None)
         if repeated is not None:
             raise UserError(f"has two columns called {repeated!r}", path=path, fix="rename one of them")

@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shards", type=int, default=1000)
+    parser.add_argument("--shards", type=int, default=1000, help="of the one dataset (1000)")
     parser.add_argument("--output", type=Path, help="a TSV file")
     arguments = parser.parse_args()
     rows = []

@@ -23,6 +23,7 @@ import argparse
 import itertools
 import json
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for scale.tsv and scale.json")
     parser.add_argument("--keep", type=Path, help="work in this folder and leave everything there")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # the folder is removed then, too
     start = run([*CLI, "--help"])[0]
     rows: list[Row] = []
     print(f"{'cells':>10} {'step':22}{'s':>9}{'cells/s':>10}{'peak MB':>9}{'goal':>6}{'MB on disk':>11}")

@@ -17,6 +17,7 @@ from token_files import make_model
 
 from cellformers import __version__, cli
 from cellformers.doctor import Finding
+from cellformers.errors import UserError
 
 VERBS = [name for group in cli.GROUPS for name in group.VERBS]
 COMMAND = (sys.executable, "-m", "cellformers.cli")
@@ -115,6 +116,20 @@ def test_doctor_checks_a_config() -> None:
     assert f"ok       {config}: " in ran.out
 
 
+def test_doctor_names_the_files_of_a_config_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config, here = Path("config.yaml"), Path("here.h5ad")
+    config.write_text("datasets: {a: {path: here.h5ad}, b: {path: there.h5ad}}\n")
+    here.touch()
+    ran = run("doctor", "--config", config)
+    assert ran.code == 0
+    assert [line for line in ran.out.splitlines() if line.startswith("no file")] == [
+        f"no file  there.h5ad in {tmp_path}: the run has to make it, or works in another --directory"
+    ]
+
+
 def test_progress_goes_to_stderr_only(tmp_path: Path, house: Path) -> None:
     command = ("tokenize", house / "good.h5ad", "--vocabulary", house / "vocabulary")
     ran = run(*command, "-o", tmp_path / "loud.parquet")
@@ -183,6 +198,26 @@ def wait_for_a_part(folder: Path, process: subprocess.Popen[str], *, least: int 
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     raise AssertionError("nothing was written")
+
+
+@pytest.mark.parametrize(
+    "after", [UserError("damaged", fix="make it again"), SystemError("cut off"), OSError(5, "")]
+)
+def test_stopped_whatever_becomes_of_the_exception(monkeypatch: pytest.MonkeyPatch, after: Exception) -> None:
+    """A SIGTERM in the middle of an import comes out of some libraries as another exception."""
+
+    def examine() -> list[Finding]:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        except SystemExit:
+            raise after from None
+        return []
+
+    monkeypatch.setattr("cellformers.doctor.examine", examine)
+    assert run("doctor") == (128 + signal.SIGTERM, "", "cellformers: stopped (SIGTERM)\n")
+    monkeypatch.setattr("cellformers.doctor.examine", list)
+    assert run("doctor").code == 0
 
 
 def test_stopped_in_the_middle(tmp_path: Path, house: Path, large: Path) -> None:

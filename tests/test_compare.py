@@ -212,6 +212,24 @@ def test_a_tolerance_accepts_floats_only(runs: tuple[Path, Path]) -> None:
     assert "metrics.f1.n: 3 -> 4" in ended.out
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "differs"),
+    [
+        ("n\n1000\n", "n\n1001\n", True),  # whole numbers have to be equal
+        ("v\n1000.5\n1.5\n", "v\n1000.5\n1.7\n", False),  # of the largest value of the column, equal ones too
+        ("v\n1000.5\n1.5\n", "v\n1000.5\n9.5\n", True),
+        ("a\tb\nx\ty\n", "a\tb\n\n", True),  # a line without anything
+        ("v\n1.0\n", "v\n1\n", False),
+    ],
+)
+def test_a_tolerance_in_tables_of_text(
+    runs: tuple[Path, Path], first: str, second: str, differs: bool
+) -> None:
+    for folder, text in zip(runs, (first, second), strict=True):
+        (folder / "benchmarks.tsv").write_text(text)
+    assert against(runs, "--tolerance", "5e-3").code == differs
+
+
 def test_the_digest_of_an_accepted_input_is_accepted_with_it(runs: tuple[Path, Path]) -> None:
     for digit, folder in zip("01", runs, strict=True):
         write_json({"inputs": {"model": "sha256:" + digit * 64}}, folder / "benchmarks" / "b" / "e.json")

@@ -59,6 +59,7 @@ def test_modules_stay_readable(path: Path) -> None:
         ("cellformers.cli", ("torch", "pandas", "numba", "anndata", "scanpy", "matplotlib", "sklearn")),
         ("cellformers.tokens", ("torch", "pandas", "anndata", "scanpy")),
         ("cellformers.embedding", ("anndata", "scanpy", "pydantic", "pandas", "typer", "h5py", "matplotlib")),
+        ("cellformers.models.devices", ("anndata", "scanpy", "pydantic", "pandas", "typer", "h5py")),
         ("cellformers.registry", ("torch", "requests", "yaml", "pandas", "anndata")),
         ("cellformers.deposits", ("torch", "requests", "yaml", "pandas", "anndata")),
         (

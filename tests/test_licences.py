@@ -1,7 +1,12 @@
-"""The page of licences names every pinned package."""
+"""The page of licences names every pinned package, and says of each what the package itself does."""
 
 import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,3 +23,19 @@ def test_every_pinned_package_is_on_the_page_of_licences() -> None:
     listed = {name: version for name, version, _ in rows if name not in ("package", "---")}
     assert listed == pins
     assert all(licence.strip() not in ("", "not stated") for _, _, licence in rows)
+
+
+def test_the_page_says_what_the_installed_packages_say() -> None:
+    pins = re.findall(
+        r"^([^#\s=]+)==(\S+)", (ROOT / "envs" / "constraints.txt").read_text(), flags=re.MULTILINE
+    )
+    for name, pinned in pins:
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            found = "none"
+        if found.split("+")[0] != pinned.split("+")[0]:
+            pytest.skip(f"{name} {found} is installed, {pinned} is pinned")
+    command = [sys.executable, str(ROOT / "benchmarks" / "licences.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr or "write it anew: python benchmarks/licences.py"

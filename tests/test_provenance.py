@@ -16,6 +16,7 @@ from cellformers import config
 from cellformers.errors import UserError
 from cellformers.provenance import artefacts, inputs, record
 from cellformers.provenance.checkout import checkout_state
+from cellformers.provenance.surroundings import code_digest
 
 PASSWORD = "hunter2"
 
@@ -279,3 +280,16 @@ def test_ten_thousand_files_are_recorded(folder: Path) -> None:
 def test_a_missing_results_folder_is_told() -> None:
     with pytest.raises(UserError, match="the run is not complete"):
         record({"datasets": {"mine": {"path": "x.h5ad"}}}, results="nowhere", quiet=True)
+
+
+@pytest.mark.parametrize("name", ["a.py", "templates/page.html.j2", "resources/datasets/d.yaml"])
+def test_the_digest_of_the_code_is_of_registries_too(tmp_path: Path, name: str) -> None:
+    before = code_digest(tmp_path)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("one")
+    first = code_digest(tmp_path)
+    (tmp_path / name).write_text("two")
+    (tmp_path / "left.pyc").write_text("no source")
+    assert len({before, first, code_digest(tmp_path)}) == 3
+    (tmp_path / name).write_text("one")
+    assert code_digest(tmp_path) == first

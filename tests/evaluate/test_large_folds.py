@@ -4,12 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from test_cell_task import run, split_of
 from token_files import make_vocabulary
 
+from cellformers.errors import UserError
 from cellformers.evaluate import large
+from cellformers.evaluate.cell_splits import make_cell_split
 from cellformers.evaluate.classify import _logistic
+from cellformers.evaluate.splitfile import cell_folds, read_split
+from cellformers.evaluate.tables import read_cells
 from cellformers.io.files import stamp, write_table
 
 
@@ -48,6 +53,9 @@ def test_drawn_cells_are_of_the_fold_and_the_same_whatever_the_order() -> None:
         patch.setattr(large, "TRAIN_CELLS", 30)
         first, second = large.drawn(names, folds, seed=0) or []
         turned, _ = large.drawn(names[::-1], [(99 - train, 99 - test) for train, test in folds], seed=0) or []
+        few = [(np.arange(25), np.arange(25, 100))]
+        (alone,) = large.drawn(names, few, seed=0) or []
+        assert alone.tolist() == list(range(25)), "the cells to test are many"
     assert len(first) == len(second) == 30
     assert set(first) <= set(range(80))
     assert set(second) <= set(range(20, 100))
@@ -102,3 +110,79 @@ def tokens_of(data: Any, folder: Path, shards: int) -> tuple[Path, list[Path]]:
         )
         write_table(table, files[-1], made)
     return folder / "vocabulary", files
+
+
+def two_datasets(atlas: Any, tmp_path: Path) -> dict[str, Any]:
+    """A dataset to train on and one to test on, with a split from the one to the other."""
+    data = {"a": atlas(n_donors=3, name="x"), "b": atlas(n_donors=3, name="y", seed=1)}
+    cells = {name: each.cells for name, each in data.items()}
+    make_cell_split(
+        cells=cells, label="celltype", unit="donor", train=["a"], test=["b"], output=tmp_path / "split.json"
+    )
+    return data
+
+
+@pytest.mark.parametrize("features", ["pca_hvg", "log_counts"])
+def test_a_dataset_that_is_tested_only_decides_on_the_genes_in_common_too(
+    atlas: Any, build: Any, tmp_path: Path, features: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = two_datasets(atlas, tmp_path)
+    turned = np.arange(100)[::-1]  # the other dataset lacks 20 genes and has the rest in another order
+    named = [data["b"].genes[i] for i in turned]
+    inputs = {
+        "a": build.counts(data["a"].ids, data["a"].genes, data["a"].counts, name="ca"),
+        "b": build.counts(data["b"].ids, named, data["b"].counts[:, turned], name="cb"),
+    }
+    cells = {name: each.cells for name, each in data.items()}
+    ask = {"cells": cells, "features": features, "inputs": inputs}
+    known = run(tmp_path, "known", **ask)
+    monkeypatch.setattr(large, "FEW_CELLS", 90)
+    score = run(tmp_path, **ask)
+    assert "100 genes in common" in known["notes"]
+    assert "100 genes in common" in score["notes"]
+    found, expected = (pq.read_table(tmp_path / f"{name}.parquet").to_pandas() for name in ("score", "known"))
+    assert found["cell_id"].equals(expected["cell_id"])
+    for label in ("B cell", "NK", "T cell"):
+        column = f"probability:{label}"
+        np.testing.assert_allclose(found[column], expected[column], atol=2e-3)
+
+
+def test_vectors_of_another_width_are_refused(
+    atlas: Any, build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large, "FEW_CELLS", 90)
+    data = two_datasets(atlas, tmp_path)
+    cells = {name: each.cells for name, each in data.items()}
+    inputs = {
+        "a": build.vectors(data["a"].ids, data["a"].vectors, name="va"),
+        "b": build.vectors(data["b"].ids, data["b"].vectors[:, :5], name="vb"),
+    }
+    with pytest.raises(UserError, match="has 5 dimensions, the training cells have 8"):
+        run(tmp_path, cells=cells, inputs=inputs)
+    with pytest.raises(UserError, match="no embedding files given for dataset 'b'"):
+        run(tmp_path, cells=cells, inputs={"a": inputs["a"]})
+
+
+@pytest.mark.parametrize("features", ["embedding", "log_counts"])
+def test_cells_that_are_only_tested_have_to_be_there_once(
+    atlas: Any, build: Any, tmp_path: Path, features: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large, "FEW_CELLS", 20)
+    monkeypatch.setattr(large, "TRAIN_CELLS", 20)
+    data = atlas(n=90, n_donors=2)
+    split_of(tmp_path, data)
+    one = {"cells": {"a": data.cells}, "features": features}
+    files = (
+        build.vectors(data.ids, data.vectors, shards=90)
+        if features == "embedding"
+        else build.counts(data.ids, data.genes, data.counts, shards=90)
+    )
+    split = read_split(tmp_path / "split.json", task="cells")
+    table, _ = read_cells({"a": data.cells}, label="celltype", unit="donor")
+    drawn = large.drawn(table.keys(), cell_folds(split, table, path=tmp_path), seed=0) or []
+    alone = next(i for i in range(90) if i not in np.concatenate(drawn))
+    without = [file for number, file in enumerate(files) if number != alone]
+    with pytest.raises(UserError, match=f"lacks 1 of the 90 cells of the split, e.g. {table.cell_id[alone]}"):
+        run(tmp_path, **one, inputs={"a": without})
+    with pytest.raises(UserError, match="is there twice"):
+        run(tmp_path, **one, inputs={"a": [*files, files[alone]]})

@@ -41,7 +41,7 @@ PATIENCE = 60.0  # seconds on the clock, on a machine that does other things too
 MEMORY_MB = 2048
 PACKAGE = Path(cellformers.__file__).parent
 COMPILED = [PACKAGE / "__pycache__", PACKAGE / "io" / "__pycache__"]  # numba keeps its machine code there
-MODULES = ("count_targets", "loader_targets")  # of targets, beside this file
+MODULES = ("count_targets", "loader_targets", "result_targets", "run_targets")  # of targets, beside this file
 
 
 class Anything:
@@ -214,16 +214,18 @@ def mutate(folder: Path, rng: random.Random, pattern: str = "**/*") -> None:
 # --- running ----------------------------------------------------------------------------------------------
 
 
-def prepare(case: Case, made: Path, folder: Path) -> Any:
+def prepare(case: Case, made: Path, folder: Path, rng: random.Random | None = None) -> Any:
     """Write the files of a case into `folder`, which is not there yet; what they must give, None for the truth.
 
     Parameters
     ----------
     made
         Folder of the target's valid files.
+    rng
+        What is drawn from; None: of the case's seed.
     """
     target = load_targets()[case.target]
-    rng = random.Random(str(case))
+    rng = rng or random.Random(str(case))
     if case.kind == "structure":
         assert target.build is not None
         folder.mkdir(parents=True)
@@ -237,15 +239,18 @@ def _one(target: Target, folder: Path, truth: Any, expected: Any) -> tuple[str, 
     """Verdict and reason on one folder, in the watched process."""
     tempfile.tempdir = str(folder)
     started = time.process_time()
+    refusal, value = None, None
     try:
         value = target.read(folder)
     except UserError as error:
-        return _judge_refusal(error, expected)
+        refusal = error
     except BaseException:  # noqa: BLE001  (that is what is looked for)
         return "bad", traceback.format_exc()
     taken = time.process_time() - started
     if taken > SECONDS:
         return "bad", f"took {taken:.0f} s of processor time"
+    if refusal is not None:
+        return _judge_refusal(refusal, expected)
     if value == (truth if expected is None else expected):
         return "equal", ""
     if expected is Refused:
@@ -342,14 +347,14 @@ class Runner:
             self._made[name] = made, outcome.value
         return self._made[name]
 
-    def run(self, cases: list[Case]) -> list[Verdict]:
-        """Run some cases in one process, in order."""
+    def run(self, cases: list[Case], drawn: random.Random | None = None) -> list[Verdict]:
+        """Run some cases in one process, in order; of one, what its seed decides may be drawn from elsewhere."""
         jobs, folders = [], []
         root = Path(tempfile.mkdtemp(prefix="batch-", dir=self.root))
         for number, case in enumerate(cases):
             made, truth = self.truth(case.target)
             folder = root / str(number) / "in"
-            expected = prepare(case, made, folder)
+            expected = prepare(case, made, folder, drawn)
             reading = load_targets()[case.target]._replace(make=None, build=None)  # these stay here
             jobs.append((reading, folder, truth, expected))
             folders.append(folder)

@@ -56,11 +56,11 @@ KINDS = ["T cell", "B cell", None, "naïve <b>"] * 3
 INPUTS = {"dataset": "sha256:0", "model": "sha256:1"}
 
 
-def _rounded(values: Any) -> list[float]:
+def rounded(values: Any) -> list[float]:
     return [float(f"{value:.6g}") for value in np.asarray(values, np.float64).ravel()]
 
 
-def _names_fault(names: list[Any]) -> str | None:
+def names_fault(names: list[Any]) -> str | None:
     if not all(isinstance(name, str) for name in names):
         return "a name that is no text"
     return "a name twice" if len(set(names)) < len(names) else None
@@ -132,7 +132,7 @@ def valid_vocabulary(value: Any) -> str | None:
         return "a median that is not above zero"
     if sorted(set(tokens)) != tokens or tokens[0] < 0 or value[6] > 2**31:
         return "tokens that do not ascend"
-    return _names_fault(genes)
+    return names_fault(genes)
 
 
 def make_vocabulary_folder(folder: Path) -> None:
@@ -146,9 +146,9 @@ def read_vocabulary_folder(folder: Path) -> Any:
 def build_vocabulary(rng: random.Random, folder: Path) -> Any:
     make_vocabulary_folder(folder)
     if rng.random() < 0.5:
-        _odd_json(rng, folder / "v" / "vocabulary.json")
+        odd_json(rng, folder / "v" / "vocabulary.json")
     else:
-        _odd_parquet(rng, folder / "v" / rng.choice(("tokens.parquet", "aliases.parquet")))
+        odd_parquet(rng, folder / "v" / rng.choice(("tokens.parquet", "aliases.parquet")))
     return Anything
 
 
@@ -163,7 +163,7 @@ def read_medians(folder: Path) -> Any:
 
 def build_medians(rng: random.Random, folder: Path) -> Any:
     make_medians(folder)
-    _odd_parquet(rng, folder / "medians.parquet")
+    odd_parquet(rng, folder / "medians.parquet")
     return Anything
 
 
@@ -237,11 +237,11 @@ def change(rng: random.Random, content: Any) -> Any:
     return content
 
 
-def _odd_json(rng: random.Random, path: Path) -> None:
+def odd_json(rng: random.Random, path: Path) -> None:
     path.write_text(json.dumps(change(rng, json.loads(path.read_text()))))
 
 
-def _odd_parquet(rng: random.Random, path: Path) -> None:
+def odd_parquet(rng: random.Random, path: Path) -> None:
     """Another type, another order, nulls, repetitions or other metadata for a table."""
     import pyarrow.parquet as pq
 
@@ -292,7 +292,7 @@ def make_directory(folder: Path) -> None:
 def read_directory(folder: Path) -> Any:
     found = open_model(folder / "m")
     state = found.network.state_dict()
-    return {name: _rounded(tensor) for name, tensor in state.items()}, found.vocabulary.gene_ids.tolist()
+    return {name: rounded(tensor) for name, tensor in state.items()}, found.vocabulary.gene_ids.tolist()
 
 
 def valid_directory(value: Any) -> str | None:
@@ -306,7 +306,7 @@ def build_directory(rng: random.Random, folder: Path) -> Any:
     """A config with absurd values, or safetensors whose header says what is not so."""
     make_directory(folder)
     if rng.random() < 0.5:
-        _odd_json(rng, folder / "m" / "config.json")
+        odd_json(rng, folder / "m" / "config.json")
         return Anything
     path = folder / "m" / "model.safetensors"
     data = path.read_bytes()
@@ -391,7 +391,7 @@ def build_sharded(rng: random.Random, folder: Path) -> Any:
         content["weight_map"][name] = rng.choice(outside)
         path.write_text(json.dumps(content))
         return Refused
-    _odd_json(rng, path)
+    odd_json(rng, path)
     return Anything
 
 
@@ -403,7 +403,7 @@ def read_imported(folder: Path) -> Any:
 
 def read_directory_at(folder: Path) -> Any:
     weights = checkpoints.read_weights(folder)
-    return {name: _rounded(tensor) for name, tensor in weights.tensors.items()}, Vocabulary.load(
+    return {name: rounded(tensor) for name, tensor in weights.tensors.items()}, Vocabulary.load(
         folder / "vocabulary"
     ).gene_ids.tolist()
 
@@ -454,8 +454,8 @@ def read_state(folder: Path) -> Any:
         raise AssertionError(notes)
     if state is None:
         return None
-    moments = {f"{i}/{k}": _rounded(v) for i, each in state.optimizer.items() for k, v in each.items()}
-    return state.step, {k: _rounded(v) for k, v in state.network.items()}, moments, state.extra
+    moments = {f"{i}/{k}": rounded(v) for i, each in state.optimizer.items() for k, v in each.items()}
+    return state.step, {k: rounded(v) for k, v in state.network.items()}, moments, state.extra
 
 
 register(lambda: Target("state", make_state, read_state, fine))
@@ -473,7 +473,7 @@ def _table_target(
 ) -> None:
     def build(rng: random.Random, folder: Path) -> Any:
         make(folder)
-        (_odd_json if file.endswith(".json") else _odd_parquet)(rng, folder / file)
+        (odd_json if file.endswith(".json") else odd_parquet)(rng, folder / file)
         return Anything
 
     build.__qualname__ = f"build_{name}"
@@ -506,7 +506,7 @@ def valid_tokens(value: Any) -> str | None:
     keys, tokens, _, n = value
     if len(keys) != n:
         return "names for other cells"
-    return _names_fault(keys) or (None if all(0 <= t < 14 for t in tokens) else "tokens out of range")
+    return names_fault(keys) or (None if all(0 <= t < 14 for t in tokens) else "tokens out of range")
 
 
 _table_target("token-store", make_tokens, read_token_store, valid_tokens)
@@ -525,11 +525,11 @@ def read_embedding(folder: Path) -> Any:
     names, vectors = read_vectors([path])
     summarize_embeddings([path], folder / "states.parquet")
     states = read_states(folder / "states.parquet")
-    return found.cell_ids.to_pylist(), _rounded(values), names.tolist(), _rounded(vectors), sorted(states)
+    return found.cell_ids.to_pylist(), rounded(values), names.tolist(), rounded(vectors), sorted(states)
 
 
 def valid_embedding(value: Any) -> str | None:
-    return _names_fault(value[0]) or (None if value[0] == value[2] else "two readers disagree")
+    return names_fault(value[0]) or (None if value[0] == value[2] else "two readers disagree")
 
 
 _table_target("embedding", make_embedding, read_embedding, valid_embedding)
@@ -541,7 +541,7 @@ def make_states(folder: Path) -> None:
 
 
 def read_state_table(folder: Path) -> Any:
-    return {name: _rounded(vector) for name, vector in read_states(folder / "x.parquet").items()}
+    return {name: rounded(vector) for name, vector in read_states(folder / "x.parquet").items()}
 
 
 _table_target("states", make_states, read_state_table)
@@ -563,11 +563,11 @@ def read_gene_sums(folder: Path) -> Any:
 
     merge_gene_sums([folder / "x.parquet"] * 2, folder / "merged.parquet")
     names, vectors = read_vectors([folder / "merged.parquet"], key="gene_id")
-    return names.tolist(), _rounded(vectors), pq.read_table(folder / "merged.parquet")["n_cells"].to_pylist()
+    return names.tolist(), rounded(vectors), pq.read_table(folder / "merged.parquet")["n_cells"].to_pylist()
 
 
 def valid_gene_sums(value: Any) -> str | None:
-    return _names_fault(value[0])
+    return names_fault(value[0])
 
 
 _table_target("gene-sums", make_gene_sums, read_gene_sums, valid_gene_sums)
@@ -657,7 +657,7 @@ def read_scores(folder: Path) -> Any:
 
 def build_scores(rng: random.Random, folder: Path) -> Any:
     make_scores(folder)
-    _odd_json(rng, rng.choice(sorted(folder.rglob("*.json"))))
+    odd_json(rng, rng.choice(sorted(folder.rglob("*.json"))))
     return Anything
 
 

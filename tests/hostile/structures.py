@@ -118,7 +118,7 @@ def unsorted(file: h5py.File, rng: random.Random) -> None:
     if group is None:
         return
     indptr = group["indptr"][:].astype(int)
-    order = np.concatenate([rng.sample(range(lo, hi), hi - lo) for lo, hi in pairwise(indptr)])
+    order = np.concatenate([rng.sample(range(lo, hi), hi - lo) for lo, hi in pairwise(indptr.tolist())])
     for name in ("indices", "data"):
         replace(group, name, group[name][:][order.astype(int)])
 

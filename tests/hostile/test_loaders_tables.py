@@ -234,6 +234,7 @@ JSON: dict[str, Callable[[], bytes]] = {
     "lists in lists": lambda: b"[" * 1_000_000,
     "objects in objects": lambda: b'{"a":' * 1_000_000,
     "five million lists": lambda: b"[" + b"[]," * 5_000_000 + b"[]]",
+    "fifty million numbers": lambda: b"[" + b"1000," * 50_000_000 + b"1]",
     "a number of a million digits": lambda: b"9" * 1_000_000,
     "half a character": lambda: b'["\\ud800"]',
     "half a character as a key": lambda: b'{"\\uDFFF": 1}',

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -190,6 +191,8 @@ def _dangerous(name: str) -> Callable[[], bytes]:
 PICKLED: dict[str, Callable[[], bytes]] = {
     **{f"{name} in an archive": _dangerous(name) for name in opcodes.DANGEROUS},
     "a bytearray of 10 GB": lambda: saved({"a": Made(bytearray, 10 << 30)}),
+    "a bytearray of 10 GB, in a pickle in capitals": lambda: _renamed("archive/DATA.PKL"),
+    "a bytearray of 10 GB, in the second of two pickles": lambda: _renamed("archive/data.pkl", before=True),
     "a tensor of a billion": lambda: saved({"a": Made(torch.FloatTensor, 1 << 30)}),
     "one number for a billion": lambda: saved({"a": torch.zeros(1).expand(1 << 30)}),
     "one number for all": lambda: saved({"a": torch.zeros(1).as_strided((1 << 15, 1 << 15), (0, 0))}),
@@ -208,6 +211,19 @@ PICKLED: dict[str, Callable[[], bytes]] = {
     "old, and large": lambda: saved({"a": Made(bytearray, 10 << 30)}, _use_new_zipfile_serialization=False),
     "old, and cut off": lambda: saved({"a": torch.zeros(9)}, _use_new_zipfile_serialization=False)[:-9],
 }
+
+
+def _renamed(name: str, *, before: bool = False) -> bytes:
+    """An archive whose pickle makes a bytearray of 10 GB, under another name, or behind one that makes nothing."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # two members of one name
+        if before:
+            archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
+        archive.writestr(name, pickle.dumps({"a": Made(bytearray, 10 << 30)}, protocol=2))
+        archive.writestr("archive/byteorder", b"little")
+        archive.writestr("archive/version", b"3\n")
+    return out.getvalue()
 
 
 def _other_zip() -> bytes:

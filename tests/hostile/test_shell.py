@@ -129,6 +129,31 @@ def test_names_of_a_config_are_plain(name: str) -> None:
             load(values)
 
 
-def test_a_config_can_run_code_by_snakemake_and_the_docs_say_so(tmp_path: Path) -> None:
-    """Snakemake fills templates of yte in config files in: a config is a program."""
+def test_a_config_is_a_program_to_snakemake_and_data_to_doctor(tmp_path: Path) -> None:
+    """Snakemake fills templates of yte in config files in: docs/security.md says so, and advises `doctor`."""
+    write_counts(tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "__use_yte__: true\n__definitions__:\n  - open('ran', 'w').close()\ndatasets: {a: {path: x.h5ad}}\n"
+    )
+    command = [sys.executable, "-m", "cellformers.cli", "doctor", "--config", str(path)]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, check=False)
+    assert not (tmp_path / "ran").exists()
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--directory",
+        str(tmp_path),
+    ]
+    subprocess.run(
+        [*command, "--configfile", str(path), "--dry-run"],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert (tmp_path / "ran").exists()
     assert "__use_yte__" in (ROOT / "docs" / "security.md").read_text(encoding="utf-8")

@@ -4,8 +4,8 @@ Run: python tests/workflow/plan_resources.py < RUNS.json > PLANS.json
 
 RUNS.json: {name: [arguments of snakemake]}, dry runs. PLANS.json: {"options": [all options of Snakemake and of the
 plugins], "plans": {name: {"status": 0, "rules": {rule: [resources of an empty input, of the same at the second attempt,
-of 10 GB]}, "jobs": {rule: [resources of each planned job]}}}}. One process for all, because starting Snakemake takes
-longer than planning.
+of 10 GB]}, "jobs": {rule: [resources of each planned job]}, "scores": {method: resources of its score in the benchmark
+"cells", of 10 GB}}}}. One process for all, because starting Snakemake takes longer than planning.
 """
 
 import contextlib
@@ -15,9 +15,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from snakemake.cli import get_argument_parser, main
+from snakemake.iocontainers import Wildcards
 from snakemake.workflow import Workflow
 
-CASES = [(0, 1), (0, 2), (10_240, 1)]  # MB of input, attempt
+LARGE = 10_240
+CASES = [(0, 1), (0, 2), (LARGE, 1)]  # MB of input, attempt
+METHODS = ("v1", "log_counts", "harmony")
 execute = Workflow.execute
 plan: dict[str, Any] = {}
 
@@ -33,13 +36,17 @@ def watched(self: Workflow, *args: Any, **kwargs: Any) -> None:
             asked(rule.expand_resources({}, SimpleNamespace(size_mb=size), attempt))
             for size, attempt in CASES
         ]
+    for method in METHODS:
+        wildcards = Wildcards(fromdict={"benchmark": "cells", "method": method})
+        rule, large = self.get_rule("evaluate"), SimpleNamespace(size_mb=LARGE)
+        plan["scores"][method] = asked(rule.expand_resources(wildcards, large, 1))
     execute(self, *args, **kwargs)
     for job in self._dag.jobs:
         plan["jobs"].setdefault(job.rule.name, []).append(asked(job.resources))
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
-    plan.update(rules={}, jobs={})
+    plan.update(rules={}, jobs={}, scores={})
     status: Any = 0
     try:
         main(arguments)

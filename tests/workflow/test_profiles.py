@@ -254,6 +254,12 @@ def test_memory_and_time_double_at_a_retry_and_grow_with_the_input(plans: dict[s
         assert rules[rule][2]["runtime"] > rules[rule][0]["runtime"], rule
 
 
+def test_what_learns_from_some_of_many_cells_asks_for_no_more_than_it_takes(plans: dict[str, Any]) -> None:
+    needed = {method: asked["mem_mb"] for method, asked in plans["slurm cpu"]["scores"].items()}
+    assert needed["v1"] == needed["log_counts"] == 8000
+    assert needed["harmony"] > 200_000, "it holds all"
+
+
 @pytest.mark.parametrize("profile", ["kubernetes", "googlebatch", "aws-batch"])
 def test_what_a_site_must_name_is_asked_for(profile: str, plans: dict[str, Any], tmp_path: Path) -> None:
     """Without storage these executors can't run; Snakemake says so before anything starts."""

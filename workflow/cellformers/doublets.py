@@ -59,6 +59,10 @@ def score_doublets(
         if shard_digest(shard) != digest:
             raise UserError("is of another dataset than the metadata", path=shard, fix="make it again")
     table = read_table(metadata)
+    if "cell_id" not in table.column_names:
+        raise UserError(
+            "not the metadata of a dataset", path=metadata, fix="give metadata.parquet by `ingest`"
+        )
     if batch is not None and batch not in table.column_names:
         raise UserError(
             f"has no column {batch!r} for qc's batch",
@@ -144,6 +148,12 @@ def _load_rows(shards: Sequence[str | Path], rows: Array) -> Any:
                     X = sp.csr_matrix((block.data, block.indices, block.indptr), shape=shape)
                     parts.append(X[rows[first:last] - low].astype(np.float32))
             offset += source.n_cells
+    if len(rows) and rows[-1] >= offset:
+        raise UserError(
+            f"the shards have {offset:,} cells, the metadata more",
+            path=shards[-1],
+            fix="give all shards in order",
+        )
     return sp.vstack(parts, format="csr")
 
 

@@ -29,6 +29,7 @@ from cellformers.io.files import (
     read_metadata,
     read_table,
     stamp,
+    whole,
     write_json,
     write_table,
 )
@@ -37,6 +38,8 @@ from cellformers.progress import progress
 from cellformers.revisions import REVISIONS
 from cellformers.selection import encode, read_column
 
+MEASURED = ("cell_id", "n_counts", "n_genes", "mito_fraction")
+SCORED = ("cell_id", "doublet_score", "predicted_doublet")
 METHODS = ("sd", "mad", "fixed", "none")
 MAD_TO_SD = 1.4826  # 1 / the 75 % quantile of the standard normal: a MAD times this estimates an SD
 
@@ -145,11 +148,14 @@ def qc(
     _check(parameters)
     digest, table = _gather(metrics, metadata)
     labels = read_table(metadata).drop_columns(["cell_id"])
-    columns = {name: table.column(name) for name in ("cell_id", "n_counts", "n_genes", "mito_fraction")}
+    columns = {name: table.column(name) for name in MEASURED}
     if doublets is not None:
-        scores = _same_dataset(doublets, digest)
-        for name in ("doublet_score", "predicted_doublet"):
-            columns[name] = scores.column(name)
+        scores = _same_dataset(doublets, digest, SCORED)
+        if not scores.column("cell_id").equals(columns["cell_id"]):
+            raise UserError(
+                "is not about the cells of the metadata in order", path=doublets, fix="make it again"
+            )
+        columns |= {name: scores.column(name) for name in SCORED}
     if "filter_pass" in labels.column_names:
         columns["filter_pass"] = labels.column("filter_pass")
         labels = labels.drop_columns(["filter_pass"])
@@ -203,7 +209,8 @@ def _gather(metrics: Sequence[str | Path], metadata: str | Path) -> tuple[str, p
         raise UserError(
             "not the metadata of a dataset", path=metadata, fix="make it with `cellformers ingest`"
         )
-    table = pa.concat_tables([_same_dataset(path, digest) for path in metrics])
+    with whole(metrics[0]):
+        table = pa.concat_tables([_same_dataset(path, digest, MEASURED) for path in metrics])
     if not table.column("cell_id").equals(read_table(metadata, ["cell_id"]).column("cell_id")):
         raise UserError(
             f"the {len(metrics)} shards' metrics are not those of its cells in order",
@@ -213,10 +220,17 @@ def _gather(metrics: Sequence[str | Path], metadata: str | Path) -> tuple[str, p
     return digest, table
 
 
-def _same_dataset(path: str | Path, digest: str) -> pa.Table:
+def _same_dataset(path: str | Path, digest: str, columns: Sequence[str]) -> pa.Table:
+    """The columns of a table about the dataset: names of cells, then numbers."""
     if read_metadata(path).get("inputs", {}).get("dataset") != digest:
         raise UserError("was made from another dataset than the metadata", path=path, fix="make it again")
-    return read_table(path)
+    table = read_table(path, list(columns))
+    for name in columns[1:]:
+        kind = table.column(name).type
+        number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+        if not (number or pa.types.is_null(kind)):
+            raise UserError(f"its column {name!r} holds {kind}, no numbers", path=path, fix="make it again")
+    return table
 
 
 def _select(table: str | Path, where: Mapping[str, Sequence[str]]) -> tuple[Array, dict[str, dict[str, Any]]]:

@@ -103,10 +103,11 @@ def _unique(names: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
 def _open_h5ad(path: Path) -> Embeddings:
     from cellformers.io.frames import Frame
     from cellformers.io.hdf5 import child, open_hdf5
+    from cellformers.io.inflate import check_packed
 
     if not path.is_file():
         raise UserError("no such file", path=path)
-    with closing(open_hdf5(path)) as file:
+    with closing(open_hdf5(path)) as file, whole(path):
         names = Frame(file, "obs", path).index()
         found = list(child(file, "obsm") or ())
         named = f"X_{path.stem}"
@@ -121,10 +122,10 @@ def _open_h5ad(path: Path) -> Embeddings:
         if getattr(vectors, "ndim", 0) != 2:
             raise UserError(f"obsm[{key!r}] is no matrix", path=path, fix="embed the cells again")
         stamped = child(file, "uns/cellformers")
-        with whole(path):
-            metadata = {} if stamped is None else dict(json.loads(stamped.asstr()[()]))
-            if vectors.shape[0] != len(names) or vectors.dtype.kind != "f":
-                raise ValueError("no row of numbers for every cell")
+        metadata = {} if stamped is None else dict(json.loads(stamped.asstr()[()]))
+        if vectors.shape[0] != len(names) or vectors.dtype.kind != "f":
+            raise ValueError("no row of numbers for every cell")
+        check_packed(vectors)
         ids = _unique(pa.chunked_array([strings(names)]), path)
         return Embeddings((path,), ids, int(vectors.shape[1]), metadata, key)
 
@@ -135,7 +136,7 @@ def read_obs(embeddings: Embeddings, column: str) -> pa.ChunkedArray:
     from cellformers.io.hdf5 import open_hdf5
 
     path = embeddings.paths[0]
-    with closing(open_hdf5(path)) as file:
+    with closing(open_hdf5(path)) as file, whole(path):
         frame = Frame(file, "obs", path)
         if column not in frame.columns:
             raise UserError(f"has no column {column!r}", path=path, fix=did_you_mean(column, frame.columns))
@@ -161,10 +162,11 @@ def _parts(embeddings: Embeddings) -> Iterator[Array]:
                 for group in range(file.num_row_groups):  # all at once, Arrow may hold the whole file
                     yield from _group(file, group, embeddings.dim, path)
         return
-    from cellformers.io.hdf5 import open_hdf5
+    from cellformers.io.hdf5 import child, open_hdf5
 
-    with closing(open_hdf5(embeddings.paths[0])) as file:
-        vectors = file["obsm"][embeddings.key]
+    path = embeddings.paths[0]
+    with closing(open_hdf5(path)) as file, whole(path):
+        vectors = child(file, f"obsm/{embeddings.key}")
         for start in range(0, len(vectors), ROWS):
             yield vectors[start : start + ROWS].astype(np.float32, copy=False)
 

@@ -1,7 +1,5 @@
 # The validated config, and the functions that turn its names into file names.
 import re
-import shlex
-import sys
 import warnings
 from pathlib import Path
 
@@ -21,9 +19,6 @@ try:
     CONFIG = load_config({k: v for k, v in config.items() if k != "pathvars"})
 except UserError as error:
     raise WorkflowError(str(error)) from None
-
-# Called by its path (.venv/bin/snakemake), Snakemake would not find the command installed beside it.
-shell.prefix(f"export PATH=$PATH:{shlex.quote(str(Path(sys.executable).parent))}; ")
 
 # Unset on a CPU: some executors take the mere presence of a GPU resource, even 0, for a request.
 GPU_ENV = "../../envs/gpu.yaml" if CONFIG.accelerator == "cuda" else "../../envs/cpu.yaml"

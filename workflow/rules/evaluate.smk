@@ -80,7 +80,7 @@ rule evaluate:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=memory(3000, 20),
+        mem_mb=memory(3000, 20, most_memory),
         runtime=minutes(60, 600),
     params:
         revision=REVISIONS["evaluate"],
@@ -106,7 +106,7 @@ rule mixing:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=memory(4000, 20),
+        mem_mb=memory(4000, 20, most_memory),
         runtime=minutes(60, 600),
     params:
         revision=REVISIONS["mixing"],

@@ -1,4 +1,15 @@
-# Command-line flags, folders and resources, as rules ask for them.
+# The command that rules call; its flags, folders and resources, as rules ask for them.
+import shlex
+import shutil
+import sys
+
+# Called by its path (.venv/bin/snakemake), Snakemake would not find the command installed beside it. One that the PATH
+# has comes first: that of a conda environment of a rule, or a wrapper for a container.
+BESIDE = Path(sys.executable).with_name("cellformers")
+shell.prefix(f"export PATH=$PATH:{shlex.quote(str(BESIDE.parent))}; ")
+first = shutil.which("cellformers")
+if first and BESIDE.exists() and not BESIDE.samefile(first):
+    logger.warning(f"Rules call {first}, which the PATH has in front of {BESIDE}")
 
 
 def flags(**options):
@@ -25,11 +36,12 @@ def size_mb(input, needed):
     return input.size_mb if needed else 0
 
 
-def memory(base_mb, per_input_mb=0.0):
-    """A resource function: base plus a share of the input's size, doubled at each retry."""
+def memory(base_mb, per_input_mb=0.0, most=lambda wildcards: None):
+    """A resource function: base plus a share of the input's size, `most` at most, doubled at each retry."""
 
     def mem_mb(wildcards, input, attempt):
-        return int((base_mb + per_input_mb * size_mb(input, per_input_mb)) * 2 ** (attempt - 1))
+        needed = base_mb + per_input_mb * size_mb(input, per_input_mb)
+        return int(min(needed, most(wildcards) or needed) * 2 ** (attempt - 1))
 
     return mem_mb
 

@@ -14,7 +14,7 @@ rule map:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=memory(3000, 4),
+        mem_mb=memory(3000, 0.5),
         runtime=minutes(60),
     params:
         revision=REVISIONS["map"],

@@ -55,6 +55,8 @@ def _read_targets(
     from cellformers.training.targets import read_cell_targets, read_gene_targets
 
     for name, paths in tables.items():
+        if not paths:
+            raise UserError("--labels is a folder without tables", fix="give a table")
         if len(paths) > 1:
             raise UserError(
                 f"--labels is given {len(paths)} times", fix=f"give one table {'for ' + name if name else ''}"

@@ -11,15 +11,15 @@ from cellformers.errors import UserError
 
 
 def _read_config(path: Path) -> Any:
-    import yaml
+    from cellformers.resources import read_yaml
+    from cellformers.resources.loading import load_yaml
 
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"can't be read ({error})", path=path) from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"is not YAML ({error})", path=path) from None
+        values = load_yaml(sys.stdin.read()) if str(path) == "-" else read_yaml(path)
+    except FileNotFoundError:
+        raise UserError("no such file", path=path) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"not readable as YAML ({error})", path=path) from None
     if not isinstance(values, dict):
         raise UserError("is not a YAML mapping", path=path, fix="give the config of the run")
     return {key: value for key, value in values.items() if key != "pathvars"}

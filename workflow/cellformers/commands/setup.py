@@ -21,9 +21,15 @@ def doctor(
     print(report(findings))
     if config is not None:
         from cellformers.config import load_file
+        from cellformers.provenance.artefacts import inputs
 
         checked = load_file(config)
-        print(f"ok       {config}: {len(checked.datasets)} datasets, {len(checked.benchmarks)} benchmarks")
+        print(f"ok       {config}: datasets {len(checked.datasets)}, benchmarks {len(checked.benchmarks)}")
+        for path in inputs(checked):
+            if not Path(path).exists():
+                print(
+                    f"no file  {path} in {Path.cwd()}: the run has to make it, or works in another --directory"
+                )
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(1)
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from cellformers.errors import UserError
 from cellformers.io.arrow import as_numbers
-from cellformers.io.files import METADATA_KEY, open_parquet
+from cellformers.io.files import DAMAGES, METADATA_KEY, open_parquet, whole
 from cellformers.io.hdf5 import child, open_hdf5
 
 Array = np.ndarray[Any, Any]
@@ -123,7 +123,7 @@ def _objects(values: list[Any]) -> Array:
 
 def hdf5(paths: Sequence[Path], *, recut: bool = False) -> Content:
     """Datasets of HDF5 files and attributes of the first; `recut`: of h5ad files the rows one after the other."""
-    with open_hdf5(paths[0]) as file:
+    with open_hdf5(paths[0]) as file, whole(paths[0]):
         names, facts = _walk(file)
     columns = {}
     for name, kind in names.items():
@@ -185,7 +185,7 @@ def _hdf5_blocks(paths: Sequence[Path], name: str, recut: bool) -> Callable[[], 
                     found = _dataset_blocks(dataset)
                     # pointers to rows are those of a shard: the lengths of rows are those of the whole
                     yield from _lengths(found) if recut and name.endswith("/indptr") else found
-                except (OSError, TypeError, ValueError) as error:
+                except DAMAGES as error:
                     raise UserError(f"{name} can't be read ({error})", path=path) from error
 
     return blocks
@@ -217,9 +217,9 @@ def _comparable(block: Array) -> Array:
 def _lengths(pointers: Iterator[Array]) -> Iterator[Array]:
     last: Array | None = None
     for block in pointers:
-        whole = block if last is None else np.concatenate([last, block])
-        yield np.diff(whole)
-        last = whole[-1:]
+        joined = block if last is None else np.concatenate([last, block])
+        yield np.diff(joined)
+        last = joined[-1:]
 
 
 def safetensors(paths: Sequence[Path]) -> Content:

@@ -27,6 +27,7 @@ SEPARATORS = {".tsv": "\t", ".csv": ","}
 _LARGEST_JSON = 1 << 26  # bytes
 _LONGEST_LINE = 1 << 24  # characters
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_WHOLE = re.compile(r"[+-]?[0-9]+")
 _MOST = 1000  # differences told of one file
 _SHORT = 60  # characters of a value
 
@@ -155,8 +156,9 @@ def _texts_in_columns(left: Path, right: Path, separator: str, tolerance: float)
             lines = [1, 1]
             for a, b in rows:
                 lines = [lines[0] + (a is not None), lines[1] + (b is not None)]
-                for at, pair in enumerate(zip_longest(a or (), b or ()) if a and b else ()):
-                    tallies.setdefault(at, Tally()).add(*_cells(*pair))
+                if a is not None and b is not None:
+                    for at, pair in enumerate(zip_longest(a, b)):
+                        tallies.setdefault(at, Tally()).add(*_cells(*pair))
         except csv.Error as error:
             raise UserError(f"is not a table ({error})", path=left) from None
     found = [] if lines[0] == lines[1] else [Difference("rows", f"{lines[0]:,} -> {lines[1]:,}")]
@@ -177,9 +179,11 @@ def _pieces(file: IO[AnyStr]) -> Iterator[AnyStr]:
 
 
 def _cells(left: str | None, right: str | None) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    if left != right:
+    """Two cells of a table: floats (equal ones too, which tell how large their column is), else their words."""
+    pair = left or "", right or ""
+    if left == right or not all(_WHOLE.fullmatch(text) for text in pair):
         try:
-            return np.array([float(left or "")]), np.array([float(right or "")])
+            return np.array([float(pair[0])]), np.array([float(pair[1])])
         except ValueError:
             pass  # words, at least one of them
     return np.array([left], dtype=object), np.array([right], dtype=object)

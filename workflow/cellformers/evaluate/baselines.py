@@ -2,9 +2,10 @@
 
 Cells: `pca_hvg` (log counts of 2,000 highly variable genes, 50 principal components) and `log_counts` (log counts of
 the 2,000 highest expressed genes). What is fitted is fitted on the training cells of the fold. Memory: 8 bytes a count
-other than zero of the cells of the benchmark, twice that while they are read (a million cells of 2,000 genes: 16 and
-32 GB), and for each fold computed at a time 16 kB a cell for the features of `log_counts`, 400 bytes for those of
-`pca_hvg`, each three times in the classifier. Where labels of many cells are predicted it is bounded (`large`).
+other than zero of the cells of the benchmark (a million cells of 2,000 genes: 16 GB), and for each fold computed at a
+time 16 kB a cell for the features of `log_counts`, 400 bytes for those of `pca_hvg`, each three times in the
+classifier, and for `pca_hvg` 12 bytes a count of the chosen genes. Where labels of many cells are predicted it is
+bounded (`large`).
 Genes: `mean_expression`, `detection` (share of cells with a count) and `coexpression_pca` (loadings of the genes in a
 PCA of the log counts); none of them sees a label, so they are computed over all cells once.
 Log counts are log(1 + 10,000 × count / n_counts), n_counts over all features of the cell.
@@ -21,6 +22,7 @@ from sklearn.decomposition import PCA
 
 from cellformers.counts import canonical_blocks
 from cellformers.errors import UserError
+from cellformers.evaluate.rows import add_columns, split, stacked
 from cellformers.evaluate.tables import Cells, locate
 from cellformers.io.arrow import as_strings
 from cellformers.io.files import digest_arrays
@@ -31,7 +33,7 @@ HIGHLY_VARIABLE = 2000
 COMPONENTS = 50
 MIN_CELLS = 10
 BINS = 20
-ROWS = 16_384  # cells whose moments are computed at a time
+ROWS = 16_384  # cells whose sums are added up before they are added to those of the others
 MORE = "give more cells, or cells with counts"
 PIECE = 1 << 24  # counts whose digest is computed at a time
 
@@ -113,23 +115,33 @@ def read_counts(
     """
     if not paths:
         raise UserError("no counts shards given")
-    wanted = None if cells is None else pd.Index(cells)
-    ids: list[np.ndarray] = []
-    blocks: list[sp.csr_matrix] = []
-    genes = None
-    for names, counts in count_blocks(paths, vocabulary=vocabulary, wanted=wanted):
-        genes = counts.genes
-        ids.append(names)
-        blocks.append(counts.X)
-    assert genes is not None
+    genes = gene_list(Path(paths[0]), vocabulary)
+    ids: list[np.ndarray] = [np.empty(0, dtype=object)]
+    totals: list[np.ndarray] = [np.empty(0, np.int64)]
+
+    def parts() -> Iterator[sp.csr_matrix]:
+        wanted = None if cells is None else pd.Index(cells)
+        for names, counts in count_blocks(paths, vocabulary=vocabulary, wanted=wanted):
+            ids.append(names)
+            totals.append(counts.totals)
+            yield counts.X
+
+    X = stacked(parts(), len(genes))
     names = np.concatenate(ids)
     repeated = pd.Index(names).duplicated()
     if repeated.any():
         raise UserError(
             f"cell {names[repeated][0]!r} is in two of the shards", path=paths[0], fix="give each once"
         )
-    X = sp.vstack(blocks, format="csr") if blocks else sp.csr_matrix((0, len(genes)), dtype=np.int32)
-    return names, Counts(X, genes, np.asarray(X.sum(axis=1, dtype=np.int64)).ravel())
+    return names, Counts(X, genes, np.concatenate(totals))
+
+
+def gene_list(path: Path, vocabulary: Path | None) -> np.ndarray:
+    """The genes of a counts shard, object[n], sorted by name."""
+    if not path.is_file():
+        raise UserError("no such file", path=path)
+    with open_counts(path) as source:
+        return _membership(source.feature_ids, source.feature_symbols, vocabulary)[0]
 
 
 def count_blocks(
@@ -178,9 +190,10 @@ def _summed(X: sp.csr_matrix, membership: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def aligned_counts(
-    cells: Cells, files: Mapping[str, Sequence[Path]], *, vocabulary: Path | None = None
-) -> Counts:
-    """Counts of `cells` in their order, over the genes that all datasets have.
+    cells: Cells, files: Mapping[str, Sequence[Path]], *, vocabulary: Path | None = None,
+    others: Sequence[str] = (),
+) -> Counts:  # fmt: skip
+    """Counts of `cells` in their order, over the genes that all their datasets, and those of `others`, have.
 
     Raises
     ------
@@ -196,11 +209,12 @@ def aligned_counts(
         rows = locate(wanted, ids, what="cells", path=files[dataset][0])
         in_order = np.array_equal(rows, np.arange(len(ids)))
         parts.append(counts if in_order else Counts(counts.X[rows], counts.genes, counts.totals[rows]))
-    shared = parts[0].genes
-    if len(parts) == 1:
+    more = [gene_list(Path(files[d][0]), vocabulary) for d in others if d not in set(cells.dataset)]
+    if len(parts) + len(more) == 1:
         return parts[0]
-    for part in parts[1:]:
-        shared = np.intersect1d(shared.astype(str), part.genes.astype(str)).astype(object)
+    shared = parts[0].genes
+    for genes in [*(part.genes for part in parts[1:]), *more]:
+        shared = np.intersect1d(shared.astype(str), genes.astype(str)).astype(object)
     if len(shared) == 0:
         raise UserError(
             "the datasets have no gene name in common",
@@ -226,18 +240,26 @@ def _from_sums(total: np.ndarray, square: np.ndarray, n: int) -> tuple[np.ndarra
     return mean, np.maximum(square / n - mean**2, 0) * n / max(n - 1, 1)
 
 
-def _by_block(counts: Counts, rows: np.ndarray) -> Iterator[sp.csr_matrix]:
-    """10,000 × count / n_counts of some cells, some thousand at a time."""
-    return (counts.scaled(rows[start : start + ROWS]) for start in range(0, len(rows), ROWS))
+def _column_sums(
+    counts: Counts, rows: np.ndarray, *terms: Callable[[np.ndarray], np.ndarray]
+) -> list[np.ndarray]:
+    """For each term its sum over some cells, of 10,000 × count / n_counts of each gene, float64[genes]."""
+    sums = [np.zeros(counts.X.shape[1]) for _ in terms]
+    for block in split(rows, ROWS):
+        own = [np.zeros(counts.X.shape[1]) for _ in terms]
+        for part in split(block):
+            X = counts.scaled(part)
+            for total, term in zip(own, terms, strict=True):
+                add_columns(total, X, term(X.data))
+        for total, more in zip(sums, own, strict=True):
+            total += more
+    return sums
 
 
 def _moments(counts: Counts, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and unbiased variance of 10,000 × count / n_counts of each gene over some cells."""
-    sums = np.zeros((2, counts.X.shape[1]))
-    for block in _by_block(counts, rows):
-        sums[0] += np.bincount(block.indices, weights=block.data, minlength=sums.shape[1])
-        sums[1] += np.bincount(block.indices, weights=block.data**2, minlength=sums.shape[1])
-    return _from_sums(sums[0], sums[1], len(rows))
+    total, square = _column_sums(counts, rows, np.positive, np.square)
+    return _from_sums(total, square, len(rows))
 
 
 def highly_variable(log_counts: sp.csr_matrix, *, n_genes: int = HIGHLY_VARIABLE) -> np.ndarray:
@@ -297,7 +319,8 @@ def fit_pca_hvg(
 ) -> tuple[np.ndarray, Callable[[sp.csr_matrix], np.ndarray]]:
     """Columns of the highly variable genes of training cells, and log counts of these genes -> their components."""
     genes = _dispersed(*_moments(counts, train))
-    return genes, _fit_pca(counts.log(genes)[train], seed).transform
+    chosen = stacked((counts[part].log(genes) for part in split(train)), len(genes))
+    return genes, _fit_pca(chosen, seed).transform
 
 
 def highest(mean: np.ndarray, detected: np.ndarray, n_cells: int) -> np.ndarray:
@@ -324,10 +347,7 @@ def log_counts(counts: Counts, train: np.ndarray, test: np.ndarray) -> tuple[np.
 
 def fit_log_counts(counts: Counts, train: np.ndarray) -> np.ndarray:
     """Columns of the genes of `log_counts`: int64[up to 2,000]."""
-    total, detected = np.zeros(counts.X.shape[1]), np.zeros(counts.X.shape[1], dtype=np.int64)
-    for block in _by_block(counts, train):
-        total += np.bincount(block.indices, weights=np.log1p(block.data), minlength=len(total))
-        detected += np.bincount(block.indices, minlength=len(total))
+    total, detected = _column_sums(counts, train, np.log1p, np.ones_like)
     return highest(total, detected, len(train))
 
 

@@ -1,17 +1,16 @@
 """Cell benchmarks of many cells: trained on some cells of each fold, tested on all of them, in bounded memory.
 
-From 20,000 training cells of a fold on, features are read in blocks. Of more than 50,000 so many are drawn, by a
-hash of their names and the seed, so every method of a benchmark learns from the same cells; the score says so. Test
-cells are all predicted, a block at a time while their files are read once. The classifier is that of `classify`:
-logistic regression of standardised features, the penalty chosen on inner folds. It minimises the same function by
-the same method (L-BFGS), but reads float32 features in blocks and standardises the weights instead of the features,
-so that nothing is copied.
+From 20,000 training cells of a fold or 50,000 cells in all on, features are read in blocks. Of more than 50,000
+training cells so many are drawn, by a hash of their names and the seed, so every method of a benchmark learns from the
+same cells; the score says so. Test cells are all predicted, a block at a time while their files are read once. The
+classifier is that of `classify`: logistic regression of standardised features, the penalty chosen on inner folds. It
+minimises the same function by the same method (L-BFGS), but reads float32 features in blocks and standardises the
+weights instead of the features, so that nothing is copied.
 
-Memory (50,000 cells of 2,400 genes): 1 GB of counts of the drawn cells, twice that while they are read; for each
-fold computed at a time 0.4 GB of features.
+Memory: 8 bytes a count or token of the cells that any fold has drawn (62,500 cells of 2,400 genes: 1.2 GB), or their
+vectors; for each fold computed at a time 0.4 GB of features; 8 bytes a cell and class of what is predicted.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,6 +23,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
+from cellformers.errors import UserError
 from cellformers.evaluate import baselines, rank_features
 from cellformers.evaluate.classify import (
     MAX_ITERATIONS,
@@ -33,7 +33,8 @@ from cellformers.evaluate.classify import (
     inner_folds,
     least_loss,
 )
-from cellformers.evaluate.tables import Cells, aligned_vectors, take_cells, vector_blocks
+from cellformers.evaluate.rows import filled, split
+from cellformers.evaluate.tables import Cells, aligned_vectors, lacking, take_cells, vector_blocks
 from cellformers.folds import hash_order
 from cellformers.io.files import digest_arrays
 
@@ -51,15 +52,16 @@ class Source(NamedTuple):
 
     fit: Callable[[Array], tuple[Array, Transform]]
     """Numbers of some of the drawn cells -> their features, and the same features of any block."""
-    blocks: Callable[[], Iterator[tuple[Array, Any]]]
-    """All cells of the files in turn: their rows in the benchmark (-1: none), and what `Transform` takes."""
+    blocks: Iterator[tuple[str, Path, Array, Any]]
+    """All cells of the files in turn: dataset, a file to name in errors, names, and what `Transform` takes."""
     digest: str
     """Of the features of the drawn cells."""
+    notes: Sequence[str] = ()
 
 
 def drawn(names: Array, folds: Sequence[tuple[Array, Array]], *, seed: int) -> list[Array] | None:
-    """The rows to train each fold on, ascending, TRAIN_CELLS at most; None where no fold has more than FEW_CELLS."""
-    if max(len(train) for train, _ in folds) <= FEW_CELLS:
+    """The rows to train each fold on, ascending, TRAIN_CELLS at most; None where there are few cells in all."""
+    if max(len(train) for train, _ in folds) <= FEW_CELLS and len(names) <= TRAIN_CELLS:
         return None
     place = np.empty(len(names), np.int64)
     place[hash_order(names, seed=seed, salt="train")] = np.arange(len(names))
@@ -95,22 +97,29 @@ def predict_drawn(
 
     with threadpool_limits(1), ThreadPoolExecutor(max(1, min(threads, len(folds)))) as pool:
         fitted = list(pool.map(fit, chosen))
-        fold_of = np.full(
-            (len(folds), len(cells)), -1, np.int64
-        )  # place of a row among the test rows of a fold
-        for place, (_, test) in zip(fold_of, folds, strict=True):
-            place[test] = np.arange(len(test))
-        results = [np.zeros((len(test), n_classes)) for _, test in folds]
-        for rows, block in source.blocks():
-            for place, result, (model, transform) in zip(fold_of, results, fitted, strict=True):
-                mine = np.flatnonzero((rows >= 0) & (place[rows] >= 0))
-                if len(mine):
-                    result[place[rows[mine]]] = model.probability(transform(block[mine]), n_classes)
+        results = _predicted(source, cells, folds, fitted, n_classes=n_classes)
     predictions = [
         FoldPrediction(p, model.penalty, model.converged)
         for p, (model, _) in zip(results, fitted, strict=True)
     ]
-    return predictions, source.digest, _said(chosen, folds)
+    return predictions, source.digest, [*source.notes, *_said(chosen, folds)]
+
+
+def _predicted(
+    source: Source, cells: Cells, folds: Sequence[tuple[Array, Array]], fitted: Sequence[tuple["Linear", Transform]],
+    *, n_classes: int,
+) -> list[Array]:  # fmt: skip
+    """Probabilities of the test cells of each fold, float64[test rows, n_classes], in one pass over the files."""
+    fold_of, place = np.full(len(cells), -1), np.zeros(len(cells), np.int64)  # a cell is tested once at most
+    for number, (_, test) in enumerate(folds):
+        fold_of[test], place[test] = number, np.arange(len(test))
+    results = [np.zeros((len(test), n_classes)) for _, test in folds]
+    for rows, block in _located(cells, source.blocks):
+        fold = np.where(rows >= 0, fold_of[rows], -1)
+        for number, (model, transform) in enumerate(fitted):
+            for part in split(np.flatnonzero(fold == number), BLOCK):
+                results[number][place[rows[part]]] = model.probability(transform(block[part]), n_classes)
+    return results
 
 
 def _said(chosen: Sequence[Array], folds: Sequence[tuple[Array, Array]]) -> list[str]:
@@ -125,30 +134,39 @@ def _said(chosen: Sequence[Array], folds: Sequence[tuple[Array, Array]]) -> list
 # --- where features come from -------------------------------------------------------------------------------------
 
 
+FILES = {"embedding": "embedding files", "rank_only": "tokens"}
+
+
 def _source(
     features: str, inputs: Mapping[str, Sequence[Path]], cells: Cells, used: Array, *, vocabulary: Path | None,
     seed: int,
 ) -> Source:  # fmt: skip
     """The features of a method; those of the cells `used` are in memory."""
+    datasets = list(dict.fromkeys(cells.dataset))
+    for dataset in datasets:
+        if not inputs.get(dataset):
+            raise UserError(f"no {FILES.get(features, 'counts shards')} given for dataset {dataset!r}")
+    files = [(dataset, [Path(path) for path in inputs[dataset]]) for dataset in datasets]
     some = take_cells(cells, used)
     if features == "embedding":
         vectors = aligned_vectors(some, inputs)
         return Source(
-            lambda rows: (vectors[rows], lambda block: np.asarray(block)),
-            lambda: _located(cells, ((d, n, v) for d, p in inputs.items() for n, v in vector_blocks(p))),
+            lambda rows: (vectors[rows], lambda block: block),
+            _vectors(files, vectors.shape[1]),
             digest_arrays(vectors),
         )
     if features == "rank_only":
         ranks = rank_features.aligned_ranks(some, inputs, vocabulary=vocabulary)
 
         def fit_ranks(rows: Array) -> tuple[Array, Transform]:
-            genes = rank_features.highest_ranks(ranks[rows])
-            return ranks[rows][:, genes].toarray(), lambda block: block[:, genes].toarray()
+            genes = rank_features.highest_ranks(ranks, rows)
+            parts = (ranks[part][:, genes].toarray() for part in split(rows))
+            return filled(parts, len(rows)), lambda block: block[:, genes].toarray()
 
-        read = ((d, n, x) for d, p in inputs.items() for n, x in rank_features.rank_blocks(p, vocabulary))
+        read = ((d, p[0], n, x) for d, p in files for n, x in rank_features.rank_blocks(p, vocabulary))
         digest = digest_arrays(ranks.indptr.astype(np.int64), ranks.indices.astype(np.int32), ranks.data)
-        return Source(fit_ranks, lambda: _located(cells, read), digest)
-    counts = baselines.aligned_counts(some, inputs, vocabulary=vocabulary)
+        return Source(fit_ranks, read, digest)
+    counts = baselines.aligned_counts(some, inputs, vocabulary=vocabulary, others=datasets)
 
     def fit_counts(rows: Array) -> tuple[Array, Transform]:
         if features == "pca_hvg":
@@ -156,42 +174,63 @@ def _source(
         else:
             genes, transform = baselines.fit_log_counts(counts, rows), lambda logs: logs.toarray()
         names = counts.genes[genes].astype(str)
-        parts = (
-            transform(counts[part].log(genes)) for part in np.split(rows, range(BLOCK, len(rows), BLOCK))
-        )
+        parts = (transform(counts[part].log(genes)) for part in split(rows))
         return (
-            _filled(parts, len(rows)),
+            filled(parts, len(rows)),
             lambda block: transform(block.log(np.searchsorted(block.genes.astype(str), names))),
         )
 
-    whole = (
-        (d, n, x) for d, p in inputs.items() for n, x in baselines.count_blocks(p, vocabulary=vocabulary)
-    )
-    return Source(fit_counts, lambda: _located(cells, whole), counts.digest())
+    notes = [f"{len(counts.genes)} genes in common"] if len(datasets) > 1 else []
+    read = ((d, p[0], n, x) for d, p in files for n, x in baselines.count_blocks(p, vocabulary=vocabulary))
+    return Source(fit_counts, read, counts.digest(), notes)
 
 
-def _filled(parts: Iterator[Array], n: int) -> Array:
-    """Blocks of rows one below the other, float32[n, width]."""
-    first = next(parts)
-    result = np.empty((n, first.shape[1]), np.float32)
-    start = 0
-    for part in itertools.chain([first], parts):
-        result[start : start + len(part)] = part
-        start += len(part)
-    return result
+def _vectors(
+    files: Sequence[tuple[str, Sequence[Path]]], width: int
+) -> Iterator[tuple[str, Path, Array, Array]]:
+    """Vectors of all cells, of this width."""
+    for dataset, path in ((dataset, path) for dataset, paths in files for path in paths):
+        for names, values in vector_blocks([path]):
+            if values.shape[1] != width:
+                raise UserError(
+                    f"has {values.shape[1]} dimensions, the training cells have {width}",
+                    path=path,
+                    fix="embed all datasets with one model",
+                )
+            yield dataset, path, names, values.astype(np.float32, copy=False)
 
 
-def _located(cells: Cells, blocks: Iterator[tuple[str, Array, Any]]) -> Iterator[tuple[Array, Any]]:
-    """Blocks of (dataset, names, features) with the rows of the cells in the benchmark, -1 where they aren't in it."""
+def _located(cells: Cells, blocks: Iterator[tuple[str, Path, Array, Any]]) -> Iterator[tuple[Array, Any]]:
+    """Features with the rows of the cells in the benchmark, -1 where they aren't in it.
+
+    Raises
+    ------
+    UserError
+        If the files hold a cell of the benchmark twice, or at their end lack one.
+    """
     known: dict[str, tuple[Array, pd.Index]] = {}
     for dataset in dict.fromkeys(cells.dataset):
         own = np.flatnonzero(cells.dataset == dataset)
         known[dataset] = own, pd.Index(cells.cell_id[own])
-    for dataset, names, block in blocks:
-        if dataset in known:
-            own, index = known[dataset]
-            found = index.get_indexer(pd.Index(names))
-            yield np.where(found >= 0, own[found], -1), block
+    seen = np.zeros(len(cells), bool)
+    paths: dict[str, Path] = {}
+    for dataset, path, names, block in blocks:
+        paths.setdefault(dataset, path)
+        own, index = known[dataset]
+        found = index.get_indexer(pd.Index(names))
+        rows = np.where(found >= 0, own[found], -1)
+        mine = rows[rows >= 0]
+        again = mine[seen[mine] | pd.Index(mine).duplicated()]
+        if len(again):
+            raise UserError(
+                f"cell {cells.cell_id[again[0]]!r} is there twice", path=path, fix="give each file once"
+            )
+        seen[mine] = True
+        yield rows, block
+    for dataset, (own, _) in known.items():
+        if not seen[own].all():
+            missing = cells.cell_id[own[~seen[own]]]
+            raise lacking(missing, len(own), what="cells", path=paths.get(dataset))
 
 
 # --- logistic regression in blocks --------------------------------------------------------------------------------

@@ -2,9 +2,8 @@
 
 A cell's tokens are its genes in descending order of count over median. The first has 1, the last of n has 1 / n, a
 gene that is not among them 0; special tokens are no genes. Of the 2,000 genes whose mean is highest in the training
-cells, a classifier gets these numbers. Memory: 8 bytes a token of the cells of the benchmark, twice that while they
-are read, and 16 kB a cell for the features of a fold, three times in the classifier; of many cells it is bounded
-(`large`).
+cells, a classifier gets these numbers. Memory: 8 bytes a token of the cells of the benchmark, and 16 kB a cell for the
+features of a fold, three times in the classifier; of many cells it is bounded (`large`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import scipy.sparse as sp
 
 from cellformers.errors import UserError
 from cellformers.evaluate.baselines import highest
+from cellformers.evaluate.rows import add_columns, split, stacked
 from cellformers.evaluate.tables import Cells, locate
 from cellformers.tokens import TokenBatch, check_vocabulary, read_tokens
 from cellformers.vocabulary import Vocabulary
@@ -75,20 +75,23 @@ def _read(
     paths: Sequence[Path], wanted: np.ndarray, vocabulary: Vocabulary
 ) -> tuple[np.ndarray, sp.csr_matrix]:
     """Names and ranks of the wanted cells, in the order of the files."""
-    index = pd.Index(wanted)
-    ids: list[np.ndarray] = []
-    blocks: list[sp.csr_matrix] = []
-    for batch in _batches(paths, vocabulary):
-        keep = np.asarray(pd.Index(batch.cell_ids).isin(index))
-        ids.append(batch.cell_ids[keep])
-        blocks.append(normalised_ranks(batch, keep, vocabulary))
-    names = np.concatenate(ids) if ids else np.empty(0, dtype=object)
+    ids: list[np.ndarray] = [np.empty(0, dtype=object)]
+
+    def parts() -> Iterator[sp.csr_matrix]:
+        index = pd.Index(wanted)
+        for batch in _batches(paths, vocabulary):
+            keep = np.asarray(pd.Index(batch.cell_ids).isin(index))
+            ids.append(batch.cell_ids[keep])
+            yield normalised_ranks(batch, keep, vocabulary)
+
+    ranks = stacked(parts(), len(vocabulary.token_ids))
+    names = np.concatenate(ids)
     repeated = pd.Index(names).duplicated()
     if repeated.any():
         raise UserError(
             f"cell {names[repeated][0]!r} is there twice", path=paths[0], fix="give each file once"
         )
-    return names, sp.vstack(blocks, format="csr") if blocks else sp.csr_matrix((0, len(vocabulary.token_ids)))
+    return names, ranks
 
 
 def _batches(paths: Sequence[Path], vocabulary: Vocabulary) -> Iterator[TokenBatch]:
@@ -108,14 +111,17 @@ def rank_blocks(paths: Sequence[Path], vocabulary: Path | None) -> Iterator[tupl
         yield batch.cell_ids, normalised_ranks(batch, np.ones(len(batch.cell_ids), bool), known)
 
 
-def highest_ranks(fitted: sp.csr_matrix) -> np.ndarray:
+def highest_ranks(ranks: sp.csr_matrix, train: np.ndarray) -> np.ndarray:
     """Columns of the genes of highest mean rank among training cells, seen in 10 of them: int64[up to 2,000]."""
-    total = np.bincount(fitted.indices, weights=fitted.data, minlength=fitted.shape[1])
-    detected = np.bincount(fitted.indices, minlength=fitted.shape[1])
-    return highest(total, detected, fitted.shape[0])
+    total, detected = np.zeros(ranks.shape[1]), np.zeros(ranks.shape[1])
+    for part in split(train):
+        fitted = ranks[part]
+        add_columns(total, fitted, fitted.data)
+        add_columns(detected, fitted, np.ones_like(fitted.data))
+    return highest(total, detected, len(train))
 
 
 def rank_only(ranks: sp.csr_matrix, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ranks float64[rows, up to 2,000] of the genes of highest mean in training, seen in 10 of its cells."""
-    chosen = ranks[:, highest_ranks(ranks[train])]
+    chosen = ranks[:, highest_ranks(ranks, train)]
     return chosen[train].toarray().astype(np.float64), chosen[test].toarray().astype(np.float64)

@@ -261,13 +261,17 @@ def locate(wanted: np.ndarray, present: np.ndarray, *, what: str, path: str | Pa
     """Positions int64[n] of `wanted` names among `present` ones; UserError counts and names those missing."""
     found = pd.Index(present).get_indexer(pd.Index(wanted))
     if (found < 0).any():
-        missing = np.asarray(wanted)[found < 0]
-        raise UserError(
-            f"lacks {len(missing)} of the {len(wanted)} {what} of the split, e.g. {missing[0]}",
-            path=path,
-            fix="make embeddings, counts and split from the same dataset",
-        )
+        raise lacking(np.asarray(wanted)[found < 0], len(wanted), what=what, path=path)
     return np.asarray(found, dtype=np.int64)
+
+
+def lacking(missing: np.ndarray, n: int, *, what: str, path: str | Path | None) -> UserError:
+    """The error of a file that lacks some of `n` cells or genes."""
+    return UserError(
+        f"lacks {len(missing)} of the {n} {what} of the split, e.g. {missing[0]}",
+        path=path,
+        fix="make embeddings, counts and split from the same dataset",
+    )
 
 
 def aligned_vectors(cells: Cells, files: Mapping[str, Sequence[Path]]) -> np.ndarray:

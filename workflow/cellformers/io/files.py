@@ -33,6 +33,7 @@ _NUMBER = re.compile(r"[+-]?(\d[\d.,]*([eE][+-]?\d+)?|inf|nan)?")
 NAMES = ("alias", "cell_id", "gene_id")
 MAX_JSON = 256 << 20  # the split of a million cells into five folds has half of it
 MAX_NODES = 4_000_000  # lists and objects in a JSON file
+MAX_VALUES = 20_000_000  # a name of every cell in each of five folds, of four million cells
 # What code raises over files that are damaged, or no files of its kind at all.
 DAMAGES = (
     pa.ArrowException, ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, OSError,
@@ -71,7 +72,7 @@ def _prepare(target: Path) -> None:
 
 
 def _remove(part: Path) -> None:
-    if part.is_dir():
+    if os.path.isdir(part):  # which knows names that are too long
         shutil.rmtree(part, ignore_errors=True)
     elif os.path.lexists(part):
         part.unlink(missing_ok=True)
@@ -138,6 +139,13 @@ def _refuse_folder(target: Path) -> None:
         )
 
 
+def _refuse_device(target: Path) -> None:
+    """Refuse to put a file in the place of a device or a pipe: root may, and /dev/null would be lost to all."""
+    device = target.exists() and not (target.is_file() or target.is_dir())
+    if device or os.path.realpath(target.parent) == "/dev":
+        raise UserError("is no plain file", path=target, fix="choose another --output")
+
+
 @contextmanager
 def _part(target: Path, *, folder: bool = False, file_wanted: bool = False) -> Iterator[Path]:
     """Yield a fresh file or folder beside `target`, with the same suffixes so that writers pick the same format.
@@ -148,6 +156,7 @@ def _part(target: Path, *, folder: bool = False, file_wanted: bool = False) -> I
     _own[part] = target
     try:
         try:
+            _refuse_device(target)
             _prepare(target)
             if file_wanted:
                 _refuse_folder(target)
@@ -277,6 +286,8 @@ def read_json(path: str | Path) -> Any:
         content = path.read_bytes()
         if content.count(b"{") + content.count(b"[") > MAX_NODES:
             raise ValueError(f"it has more than {MAX_NODES:,} lists and objects")
+        if content.count(b",") > MAX_VALUES:
+            raise ValueError(f"it has more than {MAX_VALUES:,} values")
         value = json.loads(content.decode("utf-8"))
         if b"\\ud" in content.lower():  # halves of characters can't be written anywhere
             json.dumps(value, ensure_ascii=False).encode()

@@ -61,10 +61,16 @@ def texts(values: Any) -> Strings:
 
 def values_of(array: Any, lo: int = 0, hi: int | None = None) -> Array:
     """Items of a one-dimensional array: numbers as they are, strings as object."""
-    part = np.asarray(array[lo:hi])
-    if part.dtype.kind == "f" and part.dtype.itemsize > 8:
-        return part.astype(np.float64)
-    return part if part.dtype.kind in "biuf" else texts(part)
+    return _plain(np.asarray(array[lo:hi]))
+
+
+def _plain(values: Array) -> Array:
+    """Numbers in the machine's own byte order and size, which Arrow takes; anything else as strings."""
+    if values.dtype.kind == "f" and values.dtype.itemsize > 8:
+        return values.astype(np.float64)
+    if values.dtype.kind not in "biuf":
+        return texts(values)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def column_of(node: Any, *, most: int = MOST_NAMES) -> Array | None:
@@ -107,7 +113,14 @@ class Frame:
             index = child(self._node, self.index_name)
             self._index = child(index, "values") if is_group(index) else index
             order = attribute(self._node, "column-order")
-            listed = names_in(self._node) if order is None else texts(np.atleast_1d(order)).tolist()
+            if order is None:
+                listed = names_in(self._node)
+            else:  # of JSON: a list of anything
+                listed = (
+                    [str(o) for o in order]
+                    if isinstance(order, list)
+                    else texts(np.atleast_1d(order)).tolist()
+                )
             self.columns = [c for c in dict.fromkeys(listed) if c not in (self.index_name, "__categories")]
         elif self._node.dtype.names:
             fields = self._node.dtype.names
@@ -153,6 +166,8 @@ class Frame:
         except _UnknownEncodingError:
             return None
         if categories is not None:
+            if categories.dtype.kind == "f" and np.isnan(categories).any():  # no category of pandas
+                return np.where(codes < 0, np.nan, categories[codes])
             if len(set(map(str, categories))) < len(categories):
                 return as_strings(None if c < 0 else categories[c] for c in codes)
             return pd.Categorical.from_codes(codes, categories=categories)
@@ -176,7 +191,7 @@ class Frame:
         if not is_group(self._node):
             values = self._node[:][column]
             categories = child(self._root, f"uns/{column}_categories")
-            values = values if values.dtype.kind in "biuf" else texts(values)
+            values = _plain(values)
             if categories is not None and values.dtype.kind in "iu":
                 return self._coded(column, values, texts(np.atleast_1d(np.asarray(categories[()]))))
             return values, None, None

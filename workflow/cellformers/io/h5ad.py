@@ -181,12 +181,16 @@ def _matrix(file: _Matrices, where: str) -> Matrix:
         matrix = DenseMatrix(path, node, name=name, cells_in_rows=True)
         check_cells(matrix.name, (matrix.n_cells, matrix.n_features), file.n_cells, path)
         return matrix
-    kind = str(attribute(node, "encoding-type") or attribute(node, "h5sparse_format") or "")
+    kinds = [attribute(node, name) for name in ("encoding-type", "h5sparse_format")]
+    kind = next((given for given in kinds if isinstance(given, str)), "")
     shape = attribute(node, "shape")
     shape = attribute(node, "h5sparse_shape") if shape is None else shape
     parts = {part: child(node, part) for part in ("indptr", "indices", "data")}
     absent = [part for part, value in parts.items() if not one_dimensional(value)]
-    sizes = np.asarray(shape)
+    try:
+        sizes = np.asarray(shape)
+    except ValueError:  # lists of unequal lengths, which JSON may hold
+        sizes = np.zeros(0)
     good = sizes.shape == (2,) and sizes.dtype.kind in "iuf" and bool(((sizes >= 0) & (sizes < 2**31)).all())
     if absent or not good or kind[:3] not in ("csr", "csc"):
         lacking = ", ".join(absent) or ("a known encoding" if good else "a possible shape")

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from cellformers.errors import UserError
-from cellformers.io.inflate import DEFLATE, SHUFFLE, InflatedStretch, check_packed, filters_of
+from cellformers.io.inflate import DEFLATE, SHUFFLE, InflatedStretch, check_packed, check_stored, filters_of
 from cellformers.io.stretch import ChunkedStretch, Stretch, check_chunk
 
 Array = np.ndarray[Any, Any]
@@ -165,6 +165,12 @@ def _refuse_outside(dataset: h5py.Dataset) -> None:
             path=path_of(dataset),
             fix="copy the data into one file",
         )
+    if dataset.is_virtual:  # its sources may lead in a circle, in which the library overflows its stack
+        raise UserError(
+            f"{dataset.name} is a virtual dataset",
+            path=path_of(dataset),
+            fix="write the file again with anndata",
+        )
 
 
 class StoredStretch:
@@ -236,6 +242,7 @@ class _ChunkedStretch(_Opened, ChunkedStretch):
 
 def stretch(dataset: h5py.Dataset) -> Stretch:
     """The quickest way to read stretches of a one-dimensional dataset."""
+    check_stored(dataset)
     offsets = _offsets(dataset)
     if offsets is not None:
         return StoredStretch(dataset, offsets)

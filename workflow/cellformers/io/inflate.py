@@ -88,6 +88,17 @@ def check_names(array: Any) -> None:
         check_packed(array)
 
 
+def check_stored(dataset: h5py.Dataset) -> None:
+    """OSError where a dataset declares many more numbers than what is stored of it can hold."""
+    size = math.prod(dataset.shape) * dataset.dtype.itemsize
+    stored = dataset.id.get_storage_size()
+    others = set(filters_of(dataset)) - {SHUFFLE, DEFLATE}  # which may pack better
+    if size > _MOST_PACKED * (stored + 1024) and not (others and stored):
+        raise OSError(
+            f"{math.prod(dataset.shape):,} numbers are declared, {stored:,} bytes are stored of them"
+        )
+
+
 class InflatedStretch(ChunkedStretch):
     """A one-dimensional dataset of gzipped, perhaps shuffled chunks."""
 

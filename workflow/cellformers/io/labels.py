@@ -9,6 +9,7 @@ well: their first column is called `""`.
 import csv
 import io
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ from cellformers.io.files import read_table
 from cellformers.io.lines import open_bytes
 from cellformers.io.source import Array
 
+_MOST_COLUMNS = 20_000
 _LONGEST = 1 << 20  # characters of a header
+MAKE_AGAIN = "make it again, or give another file"
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,12 @@ def _read_text(path: Path, *, types: Mapping[str, pa.DataType], columns: Sequenc
         if len(row) == len(header) + 1:
             header = ["", *header]
         if not header or not row:
-            raise UserError("holds no rows: not the right file, or not a whole one", path=path)
-        repeated = next((name for name in header if header.count(name) > 1), None)
+            raise UserError(
+                "holds no rows: not the right file, or not a whole one", path=path, fix=MAKE_AGAIN
+            )
+        if len(header) > _MOST_COLUMNS:
+            raise UserError(f"has {len(header):,} columns, is no table of labels", path=path)
+        repeated = next((name for name, n in Counter(header).items() if n > 1), None)
         if repeated is not None:
             raise UserError(f"has two columns called {repeated!r}", path=path, fix="rename one of them")
         _require(columns or (), header, path)

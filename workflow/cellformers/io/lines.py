@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from cellformers.io.files import check_plain
+
 _PIECE = 4 << 20
 _LONGEST = 64 << 20
 _SUSPECT = 128 << 20  # bytes unpacked, from which on their ratio to the packed ones is looked at
@@ -58,7 +60,8 @@ class _Unzipped(gzip.GzipFile):
 
 
 def open_bytes(path: Path) -> Any:
-    """A file's bytes, gunzipped where it is gzipped, whatever its name."""
+    """A file's bytes, gunzipped where it is gzipped, whatever its name; UserError for pipes and devices."""
+    check_plain(path)
     with path.open("rb") as file:
         gzipped = file.read(2) == b"\x1f\x8b"
     return _Unzipped(path) if gzipped else path.open("rb")

@@ -129,7 +129,9 @@ def _open(root: Any, path: Path, options: ReadOptions) -> CountSource:
         notes=notes,
         elsewhere=f"name the raw counts with layer: (layers: {', '.join(known) or 'none'})",
         options=options,
-        read_obs=lambda: {a: _column(node) for a, node in columns.items() if a != cell},
+        read_obs=lambda: {
+            a: _column(node) for a, node in columns.items() if a != cell and len(node) == n_cells
+        },
     )
 
 

@@ -115,9 +115,8 @@ def _check_opcodes(content: bytes) -> None:
         made += name in _MAKING
         if made > MAX_OBJECTS:
             raise _ForbiddenError(f"more than {MAX_OBJECTS:,} containers")
-        if name in _PLACES and int(argument or 0) > len(
-            content
-        ):  # each place of the memo costs 8 bytes, used or not
+        # each place of the memo costs 8 bytes, used or not
+        if name in _PLACES and int(argument or 0) > len(content):
             raise _ForbiddenError(f"place {argument} of a memo")
 
 

@@ -8,8 +8,10 @@ import csv
 from pathlib import Path
 
 from cellformers.errors import UserError, did_you_mean
+from cellformers.io.files import check_plain
 
 NEEDED = ("sample", "path")
+_LARGEST = 64 << 20  # bytes
 
 
 def read_sample_table(path: str | Path) -> list[dict[str, str]]:
@@ -21,6 +23,8 @@ def read_sample_table(path: str | Path) -> list[dict[str, str]]:
         If the table is missing, empty, ragged, lacks a needed column, or names a sample twice or a file not there.
     """
     path = Path(path)
+    if path.exists() and check_plain(path).stat().st_size > _LARGEST:
+        raise UserError("is too large for a sample table", path=path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = file.readline()

@@ -15,6 +15,7 @@ from cellformers.io.validate import Checker
 Array = np.ndarray[Any, Any]
 _HEAD = 1 << 16
 _STRETCH = 1 << 20
+_MOST_REPEATED = 1 << 20  # entries of a row; repeated ones are added up, but not without end
 
 
 class _Compressed(Matrix):
@@ -58,6 +59,12 @@ class _Compressed(Matrix):
         self._indptr = np.asarray(indptr[:]).astype(np.int64, copy=False)
         if self._indptr[0] != 0 or (self._indptr[1:] < self._indptr[:-1]).any():
             raise self._damaged("indptr does not start at 0 or decreases")
+        most = int(np.diff(self._indptr).max(initial=0))  # a block has at least one row
+        if most > max(self._minor, _MOST_REPEATED):
+            raise self._damaged(
+                f"a {'cell' if self.by_cell else 'gene'} has {most:,} entries for "
+                f"{self._minor:,} {'genes' if self.by_cell else 'cells'}"
+            )
         if not self._indptr[-1] == indices.size == data.size:
             raise self._damaged(
                 f"indptr ends at {self._indptr[-1]}, but there are {indices.size} indices and {data.size} values"

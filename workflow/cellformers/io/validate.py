@@ -145,7 +145,7 @@ class Checker:
             reason, shown = "infinite values", str(value)
         elif value < 0:
             reason, shown = "negative values (scaled or corrected?)", f"{value:.6g}"
-        elif value > _EXACT:
+        elif value >= _EXACT:  # what is refused there is above it, rounded
             reason, shown = "values too large to be counts", f"{value:.6g}"
         elif looks_logged(cells_values):
             reason, shown = "log-normalised values", f"{value:.6g}"

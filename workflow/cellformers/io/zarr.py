@@ -5,6 +5,8 @@ that compress, and those of texts, are let through. What zarr raises about a dam
 becomes an OSError, which `source.reading` turns into a line.
 """
 
+import os
+import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -149,6 +151,16 @@ def _check_zip(path: Path) -> None:
             check_chunk((info.file_size,), 1)
 
 
+def _check_folder(path: Path) -> None:
+    """Refuse a store that has links, which may lead anywhere, or pipes, which are waited for without end."""
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            mode = os.lstat(os.path.join(folder, name)).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                inside = Path(folder, name).relative_to(path)
+                raise UserError(f"{inside} in it is no plain file", path=path, fix="copy the store (cp -rL)")
+
+
 def open_zarr(path: Path, options: ReadOptions) -> CountSource:
     """Open an AnnData zarr store."""
     import zarr
@@ -159,6 +171,8 @@ def open_zarr(path: Path, options: ReadOptions) -> CountSource:
             if path.is_file():
                 _check_zip(path)
                 store = stack.enter_context(zarr.storage.ZipStore(path, mode="r"))
+            else:
+                _check_folder(path)
             group = zarr.open_group(store, mode="r")
         except UserError:
             raise

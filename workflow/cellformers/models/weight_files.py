@@ -39,10 +39,9 @@ _UNREADABLE = (
     RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, ImportError,
     OSError, OverflowError, struct.error, zipfile.BadZipFile, SyntaxError,
 )  # fmt: skip
-
-
 # What torch's reader would call with any size.
 _MAKERS = re.compile(r"(builtins|__builtin__)\.bytearray|torch(\.\w+)*\.\w*Tensor")
+_OLD_PICKLES = 5  # of a file before torch 1.6: magic number, version, system, tensors, names of storages
 
 
 class Tensors(NamedTuple):
@@ -186,9 +185,8 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
                 fix="a file of weights maps names to tensors",
             )  # fmt: skip
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise UserError(
-                f"{name!r} has more numbers than the file", path=path, fix="fetch it again"
-            )  # one number may stand for a billion, until they are copied
+            # one number may stand for a billion, until they are copied
+            raise UserError(f"{name!r} has more numbers than the file", path=path, fix="fetch it again")
         tensors[name] = value.detach()
     return tensors
 
@@ -205,15 +203,16 @@ def _check_pickles(path: Path, archive: bool) -> None:
             size = sum(member.file_size for member in found)
             if size > path.stat().st_size or any(member.compress_type for member in found):
                 raise RuntimeError("its archive is compressed")
-            pickles = [members.read(member) for member in found if member.filename.endswith("/data.pkl")]
-            for content in pickles:
-                _check_calls(io.BytesIO(content))
+            # torch takes a member of this name in capitals as well, and one of several
+            pickles = [member for member in found if member.filename.lower().endswith("/data.pkl")]
+            if len(pickles) > 1:
+                raise RuntimeError("its archive has several pickles")
+            for member in pickles:
+                _check_calls(io.BytesIO(members.read(member)))
         return
     # mapped, a file gives no memory for lengths that it does not have
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for _ in range(
-            5
-        ):  # magic number, version, system, tensors, names of storages: each a pickle of its own
+        for _ in range(_OLD_PICKLES):
             if data.tell() < len(data):
                 _check_calls(cast(IO[bytes], data))
 

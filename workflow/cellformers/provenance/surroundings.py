@@ -23,7 +23,7 @@ FEATURES = (
     "bf16",
 )  # fmt: skip
 """Instructions that choose the kernel of a matrix product, and so the order in which it adds."""
-SUFFIXES = (".py", ".j2", ".css", ".js")
+SUFFIXES = (".py", ".j2", ".css", ".js", ".yaml")  # those of the registries say how deposits are read
 
 
 def versions() -> dict[str, str]:
@@ -38,7 +38,7 @@ def versions() -> dict[str, str]:
 
 
 def code_digest(package: Path) -> str:
-    """sha256 of the source of the package: names and content of all files, in order."""
+    """sha256 of the source of the package and its registries: names and content of all files, in order."""
     sha = hashlib.sha256()
     for path in sorted(package.rglob("*"), key=lambda path: path.relative_to(package).as_posix()):
         if path.suffix in SUFFIXES and path.is_file():

@@ -121,7 +121,8 @@ def run_trials(
     about = json.loads(json.dumps(about))  # as it will be read back
     trials, unfinished = _begun(folder, about)
     while len(trials) < n_trials:
-        proposed = _propose(optuna, space, trials, minimize=minimize, seed=seed)
+        with whole(folder / "trials.json", fix="choose another --output"):  # parameters of another space
+            proposed = _propose(optuna, space, trials, minimize=minimize, seed=seed)
         trial: Trial = {
             "number": len(trials), "state": FINISHED, "value": None, "params": proposed.params, "measured": {}
         }  # fmt: skip
@@ -195,15 +196,27 @@ def _begun(folder: Path, about: Mapping[str, Any]) -> tuple[list[Trial], Trial]:
     with whole(path, fix="choose another --output"):
         content = dict(read_json(path))
         known = dict(content["about"])
-        if not all(isinstance(trial, dict) and "state" in trial for trial in content["trials"]):
-            raise ValueError("trials without a state")
+        unfinished = content.get("unfinished") or {}
+        if not all(map(_is_trial, [*content["trials"], *([unfinished] if unfinished else [])])):
+            raise ValueError("what is no trial")
     differing = sorted(k for k in {*known, *about} if known.get(k) != about.get(k))
     if differing:
         raise UserError(
             f"belongs to another search ({', '.join(differing)} differ)", path=path,
             fix="ask for the same again, or choose another --output",
         )  # fmt: skip
-    return content["trials"], content.get("unfinished", {})
+    return content["trials"], unfinished
+
+
+def _is_trial(entry: Any) -> bool:
+    """Whether an entry of trials.json is of the form that `run_trials` gives it; one that is unfinished as well."""
+    known = {"state": str, "params": dict, "measured": dict, "number": int}
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(k), kind) for k, kind in known.items()):
+        return False
+    values = [entry.get("value"), *entry["measured"].values()]
+    return all(number.isdigit() for number in entry["measured"]) and all(
+        value is None or (isinstance(value, int | float) and math.isfinite(value)) for value in values
+    )
 
 
 def _write(

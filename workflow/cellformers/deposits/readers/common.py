@@ -80,7 +80,7 @@ def read_labels(path: Path, **options: Sequence[str]) -> pa.Table:
     try:
         return labels.read_labels(path, **options)
     except UserError as error:
-        if error.fix:
+        if error.fix and error.fix != labels.MAKE_AGAIN:
             raise
         raise UserError(error.what, path=error.path, fix=AGAIN) from error
 

@@ -41,7 +41,13 @@ PATIENCE = 60.0  # seconds on the clock, on a machine that does other things too
 MEMORY_MB = 2048
 PACKAGE = Path(cellformers.__file__).parent
 COMPILED = [PACKAGE / "__pycache__", PACKAGE / "io" / "__pycache__"]  # numba keeps its machine code there
-MODULES = ("count_targets", "loader_targets", "result_targets", "run_targets")  # of targets, beside this file
+MODULES = (
+    "count_targets",
+    "loader_targets",
+    "report_targets",
+    "result_targets",
+    "run_targets",
+)  # of targets, beside this file
 
 
 class Anything:

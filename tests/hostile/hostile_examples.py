@@ -2,8 +2,11 @@
 
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
+
+from cellformers.errors import UserError
 
 CONTENT = bytes(range(200))
 
@@ -38,3 +41,20 @@ def starts(folder: Path) -> Any:
 def dies(folder: Path) -> Any:
     if _damaged(folder):
         os.abort()
+
+
+def hangs(folder: Path) -> Any:
+    if _damaged(folder):
+        time.sleep(60)
+
+
+def takes(folder: Path) -> Any:
+    if _damaged(folder):
+        return len(bytearray(400 << 20))
+
+
+def takes_and_says_so(folder: Path) -> Any:
+    try:
+        return takes(folder)
+    except MemoryError as error:
+        raise UserError("damaged", path=folder) from error

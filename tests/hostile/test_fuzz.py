@@ -6,7 +6,7 @@ from pathlib import Path
 import hostile_cases
 import hostile_examples
 import pytest
-from hostile_cases import Case, Runner, Target, damage, load_targets, prepare, short, some_cases
+from hostile_cases import Case, Runner, Target, Verdict, damage, load_targets, prepare, short, some_cases
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -59,17 +59,40 @@ def test_cases_are_spread_over_targets_and_named():
     assert {case.kind for case in cases} == {"bytes", "structure"}
 
 
+def _judged(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Verdict:
+    """The verdict on a reader of `hostile_examples` whose file is damaged; its files are kept."""
+    target = Target(name, hostile_examples.make, getattr(hostile_examples, name))
+    monkeypatch.setitem(hostile_cases.TARGETS, name, target)
+    runner = Runner(tmp_path / name, keep=tmp_path / f"{name}-kept")
+    (tmp_path / name).mkdir()
+    case = next(case for case in some_cases([target], 50) if _changes(case, tmp_path))
+    (verdict,) = runner.run([case])
+    return verdict
+
+
 def test_a_bad_case_is_found_and_its_files_kept(tmp_path, monkeypatch):
     """The judge sees what it must: a wrong result, another exception, a file outside, a program started."""
     for name in ("wrong", "raises", "writes", "starts", "dies"):
-        target = Target(name, hostile_examples.make, getattr(hostile_examples, name))
-        monkeypatch.setitem(hostile_cases.TARGETS, name, target)
-        runner = Runner(tmp_path / name, keep=tmp_path / f"{name}-kept")
-        (tmp_path / name).mkdir()
-        case = next(case for case in some_cases([target], 50) if _changes(case, tmp_path))
-        verdicts = runner.run([case])
-        assert [verdict.verdict for verdict in verdicts] == ["bad"], name
-        assert (tmp_path / f"{name}-kept" / str(case).replace(":", "-") / "WHY").is_file()
+        verdict = _judged(name, tmp_path, monkeypatch)
+        assert verdict.verdict == "bad", name
+        kept = tmp_path / f"{name}-kept" / str(verdict.case).replace(":", "-")
+        assert (kept / "WHY").is_file()
+
+
+def test_a_reader_that_hangs_is_bad(tmp_path, monkeypatch):
+    monkeypatch.setattr(hostile_cases, "PATIENCE", 0.5)
+    verdict = _judged("hangs", tmp_path, monkeypatch)
+    assert verdict.verdict == "bad"
+    assert "hang" in verdict.text
+
+
+@pytest.mark.parametrize("name", ["takes", "takes_and_says_so"])
+def test_a_reader_that_takes_too_much_memory_is_bad(tmp_path, monkeypatch, name):
+    """Also where it catches that, and blames the file."""
+    monkeypatch.setattr(hostile_cases, "MEMORY_MB", 200)
+    verdict = _judged(name, tmp_path, monkeypatch)
+    assert verdict.verdict == "bad"
+    assert "MemoryError" in verdict.text or "more than 200 MB" in verdict.text
 
 
 def _changes(case: Case, tmp_path: Path) -> bool:

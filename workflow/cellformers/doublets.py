@@ -69,7 +69,11 @@ def score_doublets(
             path=metadata,
             fix=did_you_mean(batch, table.column_names),
         )
-    members = {"all": np.arange(table.num_rows)} if batch is None else _members(table.column(batch))
+    members = (
+        {"all": np.arange(table.num_rows)}
+        if batch is None
+        else _members(table.column(batch), batch, metadata)
+    )
     scores = np.full(table.num_rows, np.nan)
     doublet = np.zeros(table.num_rows, bool)
     notes = []
@@ -106,13 +110,18 @@ def score_doublets(
     return notes
 
 
-def _members(column: pa.ChunkedArray) -> dict[str, Array]:
+def _members(column: pa.ChunkedArray, name: str, path: str | Path) -> dict[str, Array]:
     """The rows of each value of a column, ascending, by the value as text; values in order of first appearance."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_null(column.type):
         column = column.cast(pa.string())
-    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    try:
+        encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    except pa.ArrowNotImplementedError:
+        raise UserError(
+            f"column {name!r} holds {column.type}, no batches", path=path, fix="name a column of labels"
+        ) from None
     codes = as_numbers(encoded.indices)
     order = np.argsort(codes, kind="stable")
     parts = np.split(order, np.cumsum(np.bincount(codes, minlength=len(encoded.dictionary)))[:-1])
@@ -159,9 +168,6 @@ def _load_rows(shards: Sequence[str | Path], rows: Array) -> Any:
 
 def _scrublet(X: Any, seed: int) -> tuple[Array, Array, bool] | str:
     """One batch's scores (NaN where unknown), calls, and whether there was a threshold; or why there are none."""
-    import anndata
-    import scanpy as sc
-
     if X.shape[0] < SMALLEST_BATCH:
         return f"it has only {X.shape[0]} cells"
     # What scrublet itself leaves out and selects; known here, so that it isn't asked for more components than genes.
@@ -169,6 +175,9 @@ def _scrublet(X: Any, seed: int) -> tuple[Array, Array, bool] | str:
     kept = np.flatnonzero(X[:, genes].getnnz(axis=1) >= 3)
     if len(kept) < SMALLEST_BATCH:
         return f"it has only {len(kept)} cells with genes that three cells share"
+    import anndata
+    import scanpy as sc
+
     adata = anndata.AnnData(X[kept][:, genes])
     logged = adata.copy()
     sc.pp.normalize_total(logged)

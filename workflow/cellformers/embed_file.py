@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from cellformers.errors import UserError
 from cellformers.gather import Ordered, check_name, ordered
 from cellformers.io.files import atomic_path, digest_arrays, digest_file, open_parquet
+from cellformers.io.locks import exclusive
 from cellformers.io.source import ReadOptions, open_counts
 from cellformers.progress import progress, say
 from cellformers.revisions import REVISIONS
@@ -121,9 +122,8 @@ def embed_file(
                 if not said and left:
                     said = True
                     minutes = (time.monotonic() - begun) * left / 60
-                    say(
-                        f"embed-file: about {minutes:.0f} minutes to go ({left} blocks of cells)", quiet=quiet
-                    )
+                    about = f"{minutes:.0f} minutes" if minutes >= 1.5 else "a minute"
+                    say(f"embed-file: about {about} to go ({left} blocks of cells)", quiet=quiet)
         vectors = ordered(source.names, embedded)
         graph = _neighbours(vectors, seed=seed) if umap else None
         if graph is not None and graph.components:
@@ -154,13 +154,29 @@ def _check_output(path: Path, output: Path) -> None:
 def _parts_folder(output: Path) -> Iterator[Path]:
     """The folder of intermediate files; it goes when the result is whole, or when there is nothing to go on from."""
     parts = output.with_name(output.name + ".parts")
-    try:
-        yield parts
-    except BaseException:
-        if not list(parts.glob("embedding-*.parquet")):
-            shutil.rmtree(parts, ignore_errors=True)
-        raise
-    shutil.rmtree(parts)
+
+    def busy() -> None:
+        raise UserError("another process is writing this file", path=output, fix="wait for it, or end it")
+
+    with exclusive(output.with_name(f".{output.name}.lock"), busy):
+        try:
+            yield parts
+        except BaseException:
+            if not list(parts.glob("embedding-*.parquet")):
+                _clear(parts)
+            raise
+        _clear(parts)
+
+
+def _clear(parts: Path) -> None:
+    """Remove a folder of intermediate files, but for what somebody else has put there."""
+    if not parts.is_dir():
+        return
+    for path in parts.iterdir():
+        if path.name.startswith(("tokens", "embedding-", ".part-", ".old-")):
+            path.unlink()
+    if not any(parts.iterdir()):
+        parts.rmdir()
 
 
 def _split_tokens(tokens: Path, parts: Path) -> list[Path]:

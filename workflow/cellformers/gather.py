@@ -132,7 +132,7 @@ def gather_cells(
         )
     embeddings = open_embeddings(shards)
     table = read_table(cells)
-    for label in labels or ():
+    for label in ["cell_id", *(labels or ())]:
         if label not in table.column_names:
             raise UserError(
                 f"has no column {label!r}", path=cells, fix=did_you_mean(label, table.column_names)

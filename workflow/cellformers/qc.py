@@ -36,11 +36,12 @@ from cellformers.io.files import (
 from cellformers.io.source import Array, open_counts
 from cellformers.progress import progress
 from cellformers.revisions import REVISIONS
-from cellformers.selection import encode, read_column
+from cellformers.selection import encode, flags, read_column
 
 MEASURED = ("cell_id", "n_counts", "n_genes", "mito_fraction")
 SCORED = ("cell_id", "doublet_score", "predicted_doublet")
 METHODS = ("sd", "mad", "fixed", "none")
+DRAWN = ("n_counts", "n_genes", "mito_fraction", "doublet_score")
 MAD_TO_SD = 1.4826  # 1 / the 75 % quantile of the standard normal: a MAD times this estimates an SD
 
 
@@ -316,8 +317,10 @@ def _criteria(columns: Mapping[str, Any], parameters: QCParameters) -> dict[str,
         criteria["mito_fraction"]["skipped"] = "the file has no mitochondrial genes"
     for name, column in (("filter_pass", "filter_pass"), ("doublets", "predicted_doublet")):
         if column in columns:
-            flags = columns[column].to_numpy(zero_copy_only=False).astype(object)
-            fails = np.array([flag is not None and bool(flag) == (column != "filter_pass") for flag in flags])
+            values = columns[column].to_numpy(zero_copy_only=False).astype(object)
+            fails = np.array(
+                [flag is not None and bool(flag) == (column != "filter_pass") for flag in values]
+            )
             criteria[name] = {"n_fail": int(fails.sum()), "fails": fails}
     return criteria
 
@@ -392,20 +395,26 @@ def distributions(cells: str | Path, thresholds: str | Path) -> dict[str, Distri
     Of the cells that QC was asked to look at: what `where` or a reason in `excluded` left out has no thresholds.
     """
     made = read_json(thresholds)
-    criteria = made["criteria"]
-    selected, _ = _select(cells, made["parameters"].get("where", {}))
+    with whole(thresholds):
+        where = {
+            str(column): list(map(str, values))
+            for column, values in (made["parameters"].get("where") or {}).items()
+        }
+        bounds = {name: _recorded_bounds(made["criteria"].get(name, {})) for name in DRAWN}
+    selected, _ = _select(cells, where)
     table = read_table(cells).filter(pa.array(selected))
-    passes = table.column("qc_pass").to_numpy()
-    found = {}
-    for name in ("n_counts", "n_genes", "mito_fraction", "doublet_score"):
-        if name in table.column_names:
-            bounds = criteria.get(name, {})
-            found[name] = Distribution(
-                table.column(name).to_numpy().astype(np.float64),
-                passes,
-                *(bounds.get(key) for key in ("low", "high", "skipped")),
-            )
-    return found
+    with whole(cells):
+        passes = flags(table, "qc_pass")
+        there = [name for name in DRAWN if name in table.column_names]
+        values = {name: table.column(name).to_numpy().astype(np.float64) for name in there}
+    return {name: Distribution(values[name], passes, *bounds[name]) for name in there}
+
+
+def _recorded_bounds(criterion: Mapping[str, Any]) -> tuple[float | None, float | None, str | None]:
+    """Low, high and why it was skipped, of one of the criteria that `qc` recorded."""
+    low, high = (None if criterion.get(key) is None else float(criterion[key]) for key in ("low", "high"))
+    skipped = criterion.get("skipped")
+    return low, high, None if skipped is None else str(skipped)
 
 
 def passing(cells: str | Path, names: pa.Array | None = None) -> Array:
@@ -426,9 +435,10 @@ def passing(cells: str | Path, names: pa.Array | None = None) -> Array:
     import pyarrow.compute as pc
 
     table = read_table(cells, ["cell_id", "qc_pass"])
-    flags = table.column("qc_pass").to_numpy()
+    with whole(cells):
+        passed = flags(table, "qc_pass")
     if names is None or not len(names):
-        return flags if names is None else flags[:0]
+        return passed if names is None else passed[:0]
     ids = table.column("cell_id")
     first = pc.index(ids, names[0]).as_py()
     if first < 0 or not ids.slice(first, len(names)).equals(pa.chunked_array([names])):
@@ -437,4 +447,4 @@ def passing(cells: str | Path, names: pa.Array | None = None) -> Array:
             path=cells,
             fix="give the cells.parquet of the same dataset",
         )
-    return flags[first : first + len(names)]
+    return passed[first : first + len(names)]

@@ -79,6 +79,14 @@ def encode(column: pa.ChunkedArray, *, name: str, path: str | Path) -> Labels:
     return Labels(code_of[as_numbers(encoded.indices, missing=-1)], names)
 
 
+def flags(table: pa.Table, name: str) -> Array:
+    """A column of booleans as bool[n], False where missing; ValueError where it holds anything else."""
+    column = table.column(name)
+    if not (pa.types.is_boolean(column.type) or pa.types.is_null(column.type)):
+        raise ValueError(f"its column {name!r} holds {column.type}, no flags")
+    return as_numbers(column.cast(pa.bool_()), missing=0)
+
+
 def read_column(cells: str | Path, column: str) -> Labels:
     """One column of a table of cells; UserError, with the nearest name, where it has none of that name."""
     with open_parquet(cells) as file:

@@ -227,6 +227,8 @@ def report(
     from cellformers.config import load_file
     from cellformers.report import from_config, write_report
 
+    if output.suffix != ".html":  # of the run, perhaps
+        raise UserError("should be a .html file", path=output, fix="name it so")
     write_report(from_config(load_file(config), results, scores=score or None, title=title), output)
 
 

@@ -11,11 +11,17 @@ from cellformers.errors import UserError
 
 
 def _read_config(path: Path) -> Any:
-    from cellformers.resources import read_yaml
+    from cellformers.resources import MAX_BYTES, read_yaml
     from cellformers.resources.loading import load_yaml
 
     try:
-        values = load_yaml(sys.stdin.read()) if str(path) == "-" else read_yaml(path)
+        if str(path) == "-":
+            text = sys.stdin.read(MAX_BYTES + 1)
+            if len(text) > MAX_BYTES:
+                raise ValueError(f"it has more than {MAX_BYTES >> 10} KiB")
+            values = load_yaml(text)
+        else:
+            values = read_yaml(path)
     except FileNotFoundError:
         raise UserError("no such file", path=path) from None
     except (OSError, ValueError) as error:
@@ -76,6 +82,8 @@ def compare(
     from cellformers.compare import compare as run
     from cellformers.io.files import write_json
 
+    if output is not None and output.suffix != ".json":  # of a run, perhaps
+        raise UserError("should be a .json file", path=output, fix="name it so")
     found = run(first, second, tolerance=tolerance, threads=threads)
     if output is not None:
         write_json(as_json(found, strict=strict), output)

@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from cellformers import plots
-from cellformers.io.files import open_parquet, read_json, read_metadata, read_table
-from cellformers.report import words
+from cellformers.io.arrow import as_numbers
+from cellformers.io.files import open_parquet, read_json, read_metadata, read_table, whole
+from cellformers.report import fields, words
 from cellformers.report.figures import Figure, Figures
 from cellformers.report.spec import DatasetFiles, ReportSpec
-from cellformers.selection import read_column
+from cellformers.selection import flags, read_column
 
 MEASURES = (  # column, axis, logarithmic
     ("n_counts", "Total counts", True),
@@ -40,24 +42,16 @@ def datasets(spec: ReportSpec, figures: Figures) -> list[dict[str, Any]]:
 
 def _dataset(name: str, files: DatasetFiles, figures: Figures) -> dict[str, Any]:
     path = files.folder / "cells.parquet"
-    table = read_table(path)
-    present = set(table.column_names)
-    n = table.num_rows
-    passed = np.ones(n, dtype=bool)
-    if "qc_pass" in present:
-        passed = table["qc_pass"].combine_chunks().fill_null(False).to_numpy(zero_copy_only=False)
-    measured = {
-        key: table[key].to_numpy().astype(np.float64) for key, _, _ in MEASURES if key in present and n
-    }
-    thresholds = _optional_json(files.folder / "qc" / "thresholds.json")
-    criteria = thresholds.get("criteria", {})
+    passed, measured = _measured(path)
+    n = len(passed)
+    thresholds = _thresholds(files.folder / "qc" / "thresholds.json")
+    bounds = thresholds.pop("bounds")
     drawn: list[Figure] = []
     for key, axis, log in MEASURES:
         values = measured.get(key)
         if values is None or not np.isfinite(values).any():
             continue
-        bounds = criteria.get(key, {})
-        low, high = bounds.get("low"), bounds.get("high")
+        low, high = bounds.get(key, (None, None))
         low = None if low is None or low < 0 else low  # excludes nothing
 
         def draw(
@@ -69,7 +63,7 @@ def _dataset(name: str, files: DatasetFiles, figures: Figures) -> dict[str, Any]
 
         text = f"{name}: distribution of {axis.lower()} over cells, with thresholds"
         drawn.append(figures.add(f"{name}-{key}", text, draw))
-    if {"n_counts", "n_genes"} <= set(measured):
+    if all(key in measured and np.isfinite(measured[key]).all() for key in ("n_counts", "n_genes")):
         drawn.append(
             figures.add(
                 f"{name}-counts-genes",
@@ -87,40 +81,61 @@ def _dataset(name: str, files: DatasetFiles, figures: Figures) -> dict[str, Any]
         "median_counts": _median(measured.get("n_counts"), passed),
         "median_genes": _median(measured.get("n_genes"), passed),
         "groups": _groups(path, files),
-        "method": _method(thresholds),
-        "criteria": [{"name": words.criterion(k), **_bounds(k, c)} for k, c in criteria.items()],
-        "where": _where(thresholds),
+        **thresholds,
         "figures": drawn,
     }  # fmt: skip
 
 
-def _method(thresholds: dict[str, Any]) -> str | None:
-    parameters = thresholds.get("parameters", {})
-    text = METHODS.get(str(parameters.get("method")))
-    return None if text is None else text.format(n_sd=parameters.get("n_sd", 0))
+def _measured(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Which cells of a table passed, bool[n], and its measures, float64[n], NaN where missing."""
+    table = read_table(path)
+    with whole(path):
+        passed = np.ones(table.num_rows, dtype=bool)
+        if "qc_pass" in table.column_names:
+            passed = flags(table, "qc_pass")
+        there = [key for key, _, _ in MEASURES if key in table.column_names and table.num_rows]
+        return passed, {key: fields.measures(table, key) for key in there}
 
 
-def _where(thresholds: dict[str, Any]) -> str | None:
+def _thresholds(path: Path) -> dict[str, Any]:
+    """What QC recorded: method, criteria and where as the page says them, and bounds, (low, high) by measure."""
+    found = _optional_json(path)
+    with whole(path):
+        parameters, criteria = fields.part(found, "parameters"), fields.part(found, "criteria")
+        each = {key: fields.part(criteria, key) for key in criteria}
+        return {
+            "method": _method(parameters),
+            "criteria": [{"name": words.criterion(k), **_bounds(k, c)} for k, c in each.items()],
+            "where": _where(parameters),
+            "bounds": {k: (fields.number(c, "low"), fields.number(c, "high")) for k, c in each.items()},
+        }
+
+
+def _method(parameters: dict[str, Any]) -> str | None:
+    text = METHODS.get(fields.text(parameters, "method") or "")
+    return None if text is None else text.format(n_sd=fields.number(parameters, "n_sd") or 0)
+
+
+def _where(parameters: dict[str, Any]) -> str | None:
     """Which cells were asked for by their metadata, and how many at most."""
-    parameters = thresholds.get("parameters", {})
-    asked = [f"{column} {' or '.join(map(str, v))}" for column, v in (parameters.get("where") or {}).items()]
+    where = fields.part(parameters, "where")
+    asked = [f"{column} {' or '.join(fields.texts(where, column))}" for column in where]
     parts = [f"Only cells with {words.listing(asked)}"] if asked else []
-    if parameters.get("max_cells") is not None:
-        parts.append(
-            f"{'at' if parts else 'At'} most {words.count(parameters['max_cells'])} cells, drawn by their names"
-        )
+    most = fields.count(parameters, "max_cells")
+    if most is not None:
+        parts.append(f"{'at' if parts else 'At'} most {words.count(most)} cells, drawn by their names")
     return "; ".join(parts) or None
 
 
 def _bounds(key: str, criterion: dict[str, Any]) -> dict[str, Any]:
     """A row of the table of thresholds: bounds as text, cells that fail, why it was skipped."""
-    low, high = criterion.get("low"), criterion.get("high")
+    low, high = fields.number(criterion, "low"), fields.number(criterion, "high")
     digits = 3 if key == "mito_fraction" else 4
     return {
         "low": "–" if low is None else "below 0" if low < 0 else words.number(low, digits),
         "high": "–" if high is None else words.number(high, digits),
-        "fail": criterion.get("n_fail", 0),
-        "skipped": criterion.get("skipped"),
+        "fail": fields.count(criterion, "n_fail") or 0,
+        "skipped": fields.text(criterion, "skipped"),
     }
 
 
@@ -158,8 +173,8 @@ def _rows(path: Path) -> int | None:
         return int(file.metadata.num_rows)
 
 
-def _optional_json(path: Path) -> dict[str, Any]:
-    return dict(read_json(path)) if path.is_file() else {}
+def _optional_json(path: Path) -> Any:
+    return read_json(path) if path.is_file() else {}
 
 
 def genes(spec: ReportSpec) -> list[dict[str, Any]]:
@@ -170,25 +185,31 @@ def genes(spec: ReportSpec) -> list[dict[str, Any]]:
             vocabulary = path.name.removeprefix("genes.").removesuffix(".json")
             if files.tokens and vocabulary not in files.tokens:
                 continue  # left by an earlier run of another configuration
-            report = _optional_json(path)
-            features = report.get("features", {})
-            dropped = sum(features.get(k, 0) for k in ("outside", "unknown", "spike_ins"))
-            examples = report.get("examples", {})
-            rows.append(
-                {
-                    "dataset": name,
-                    "vocabulary": vocabulary,
-                    "all": features.get("all"),
-                    "mapped": features.get("mapped"),
-                    "genes": report.get("genes"),
-                    "summed": features.get("summed"),
-                    "dropped": dropped,
-                    "spike_ins": features.get("spike_ins", 0),
-                    "share": report.get("shares", {}).get("mapped"),
-                    "examples": [(k.replace("_", " "), words.listing(v, 5)) for k, v in examples.items() if v],
-                }
-            )  # fmt: skip
+            rows.append({"dataset": name, "vocabulary": vocabulary, **_mapping(path)})
     return rows
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """What became of the features of a dataset, by the report of `genes`."""
+    report = _optional_json(path)
+    with whole(path):
+        features, examples = fields.part(report, "features"), fields.part(report, "examples")
+        listed = {key: fields.texts(examples, key) for key in examples}
+        return {
+            **{key: fields.count(features, key) for key in ("all", "mapped", "summed")},
+            "genes": fields.count(report, "genes"),
+            "dropped": sum(fields.count(features, key) or 0 for key in ("outside", "unknown", "spike_ins")),
+            "spike_ins": fields.count(features, "spike_ins") or 0,
+            "share": fields.number(fields.part(report, "shares"), "mapped"),
+            "examples": [(k.replace("_", " "), words.listing(v, 5)) for k, v in listed.items() if v],
+        }
+
+
+def _lengths(shard: Path) -> np.ndarray:
+    """Tokens of each cell of a shard, int64[n]."""
+    table = read_table(shard, ["length"])
+    with whole(shard):
+        return as_numbers(table["length"].cast(pa.int32())).astype(np.int64)
 
 
 def tokens(spec: ReportSpec, figures: Figures) -> list[dict[str, Any]]:
@@ -198,8 +219,10 @@ def tokens(spec: ReportSpec, figures: Figures) -> list[dict[str, Any]]:
         for vocabulary, shards in files.tokens.items():
             if not shards:
                 continue
-            lengths = np.concatenate([read_table(p, ["length"])["length"].to_numpy() for p in shards])
-            context = read_metadata(shards[0]).get("parameters", {}).get("context_length")
+            lengths = np.concatenate([_lengths(path) for path in shards])
+            made = read_metadata(shards[0])
+            with whole(shards[0]):
+                context = fields.count(fields.part(made, "parameters"), "context_length")
 
             def draw(stem: Path, lengths: Any = lengths, context: Any = context, name: str = name) -> None:
                 title = f"{words.title(name)}: tokens per cell"

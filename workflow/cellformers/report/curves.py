@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from cellformers import metrics, plots
-from cellformers.io.files import open_parquet, read_table
-from cellformers.report import verdicts
+from cellformers.io.arrow import as_strings
+from cellformers.io.files import open_parquet, read_table, whole
+from cellformers.report import fields, verdicts
 
 GRID = np.linspace(0, 1, 101)
 Score = Mapping[str, Any]
@@ -58,11 +60,11 @@ def read_answers(score: Score) -> Answers | None:
     if not {"fold", "label", *given} <= set(names):
         return None
     table = read_table(path, ["fold", "label", *given])
-    label = np.asarray(table["label"].to_pylist(), dtype=object)
-    values = np.column_stack([table[name].to_numpy() for name in given]).astype(np.float64)
-    usable = np.isfinite(values).all(axis=1)
+    with whole(path):
+        values = np.column_stack([fields.numbers(table, name) for name in given])
+        label, fold = (as_strings(table[name].cast(pa.string())) for name in ("label", "fold"))
+    usable = np.isfinite(values).all(axis=1) & (fold != None)  # noqa: E711  (of each)
     positive = np.column_stack([label == name for name in classes])
-    fold = np.asarray(table["fold"].to_pylist(), dtype=object)
     return Answers(positive[usable], values[usable], fold[usable])
 
 

@@ -4,15 +4,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from cellformers import plots
-from cellformers.io.files import open_parquet, read_metadata, read_table
-from cellformers.report import words
+from cellformers.io.arrow import as_numbers
+from cellformers.io.files import open_parquet, read_metadata, read_table, whole
+from cellformers.report import fields, words
 from cellformers.report.cells import categories
 from cellformers.report.figures import Figure, Figures
 from cellformers.report.spec import MapFile, ReportSpec
 
 CATEGORIES_TO_NUMBER = 8  # with more colours than this, clusters on a map are numbered as well
+
+
+def _coordinates(table: pa.Table, name: str) -> np.ndarray:
+    """A coordinate of every cell, float64[n]; ValueError where one is none."""
+    found = np.asarray(as_numbers(table[name]), dtype=np.float64)
+    if not (np.abs(found) < fields.MOST).all():
+        raise ValueError(f"its column {name!r} has what is no coordinate")
+    return found
 
 
 class Maps:
@@ -81,14 +91,17 @@ class Maps:
         return [entry for entry in found if entry is not None]
 
     def _describe(self, file: MapFile) -> dict[str, Any]:
-        made = read_metadata(file.path).get("parameters", {})
+        made = read_metadata(file.path)
+        with whole(file.path):
+            parameters = fields.part(made, "parameters")
+            cells, method = fields.count(parameters, "n_cells"), fields.text(parameters, "method")
         shown = read_table(file.path, ["cell_id"]).num_rows
         return {
             "dataset": file.dataset,
             "embedding": file.embedding,
             "shown": shown,
-            "cells": made.get("n_cells", shown),
-            "method": made.get("method", "umap"),
+            "cells": shown if cells is None else cells,
+            "method": method or "umap",
             "figures": [],
             "elsewhere": [],
         }
@@ -96,7 +109,8 @@ class Maps:
     def _draw(self, file: MapFile, column: str) -> Figure:
         table = read_table(file.path, ["cell_id", "umap_1", "umap_2"])
         ids = table["cell_id"].to_pylist()
-        xy = np.column_stack([table["umap_1"].to_numpy(), table["umap_2"].to_numpy()])
+        with whole(file.path):
+            xy = np.column_stack([_coordinates(table, name) for name in ("umap_1", "umap_2")])
         text = f"Map of the cells of {file.dataset} by embedding {file.embedding}"
         name = f"{file.dataset}-map-{file.embedding}"
         if not column:

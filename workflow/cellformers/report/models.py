@@ -2,16 +2,24 @@
 
 import json
 import math
+import operator
 from pathlib import Path
 from typing import Any
 
 from cellformers import plots
 from cellformers.errors import UserError
-from cellformers.io.files import read_json
-from cellformers.report import words
+from cellformers.io.files import read_json, whole
+from cellformers.report import fields, words
 from cellformers.report.figures import Figure, Figures
 from cellformers.report.runs import columns
 from cellformers.report.spec import ReportSpec
+
+SHAPE = {  # what the report calls a field of config.json
+    "layers": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads",
+    "context": "max_position_embeddings", "tokens": "vocab_size",
+}  # fmt: skip
+GAPS = ("max_abs", "mean_abs", "scale")
+LARGEST_HEADER = 100 << 20  # of a safetensors file, in bytes; the library has the same bound
 
 
 def models(spec: ReportSpec, figures: Figures) -> list[dict[str, Any]]:
@@ -20,28 +28,41 @@ def models(spec: ReportSpec, figures: Figures) -> list[dict[str, Any]]:
 
 
 def _model(name: str, folder: Path, figures: Figures) -> dict[str, Any]:
-    config = read_json(folder / "config.json")
-    training_file = folder / "training.json"
-    training = dict(read_json(training_file)) if training_file.is_file() else {}
-    finetuned = training.get("step") == "finetune"
-    heldout, unigram = training.get("heldout_loss"), training.get("unigram_entropy")
+    path = folder / "config.json"
+    config = read_json(path)
+    with whole(path):
+        shape = {key: fields.count(config, field) for key, field in SHAPE.items()}
+    training = _training(folder)
+    heldout, unigram, finetuned = training["heldout"], training["unigram"], training["origin"] == "fine-tuned"
     return {
         "name": name,
-        "layers": config.get("num_hidden_layers"),
-        "width": config.get("hidden_size"),
-        "heads": config.get("num_attention_heads"),
-        "context": config.get("max_position_embeddings"),
-        "tokens": config.get("vocab_size"),
+        **shape,
         "weights": _parameters(folder / "model.safetensors"),
-        "origin": ("fine-tuned" if finetuned else "trained") if training else None,
-        "steps": training.get("steps", training.get("parameters", {}).get("steps")),
-        "cells": training.get("n_cells"),
-        "seen": training.get("n_tokens"),
-        "heldout": heldout,
-        "unigram": unigram,
+        **training,
         "gain": None if heldout is None or unigram is None else unigram - heldout,
         "figure": _curve(name, folder / "loss.tsv", unigram, figures, finetuned=finetuned),
     }
+
+
+def _read_training(path: Path) -> Any:
+    return read_json(path) if path.is_file() else {}
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """What training.json says of a model; all None where it was not trained here."""
+    path = folder / "training.json"
+    found = _read_training(path)
+    with whole(path):
+        steps = fields.count(found, "steps")
+        finetuned = fields.text(found, "step") == "finetune"
+        return {
+            "origin": ("fine-tuned" if finetuned else "trained") if found else None,
+            "steps": fields.count(fields.part(found, "parameters"), "steps") if steps is None else steps,
+            "cells": fields.count(found, "n_cells"),
+            "seen": fields.count(found, "n_tokens"),
+            "heldout": fields.number(found, "heldout_loss"),
+            "unigram": fields.number(found, "unigram_entropy"),
+        }
 
 
 def _curve(
@@ -69,37 +90,47 @@ def classifiers(spec: ReportSpec) -> list[dict[str, Any]]:
     """One entry a task of every model that was fine-tuned here: its split, and how right it is on each side."""
     entries = []
     for name, folder in spec.models.items():
-        training = read_json(folder / "training.json") if (folder / "training.json").is_file() else {}
-        if training.get("step") != "finetune":
-            continue
-        metrics = {side: training["metrics"].get(side) or {} for side in ("heldout", "test")}
-        for task in training["labels"]:
-            entries.append(
-                {
-                    "model": name,
-                    "label": task["name"],
-                    "classes": len(task["classes"]),
-                    "split": training["split"]["kind"],
-                    "unit": training["split"].get("unit"),
-                    "sides": [
-                        row for side, found in metrics.items() for row in _sides(side, found, task["name"])
-                    ],
-                }
-            )
+        path = folder / "training.json"
+        training = _read_training(path)
+        with whole(path):
+            if fields.text(training, "step") == "finetune":
+                entries += [{"model": name, **task} for task in _tasks(training)]
     return entries
+
+
+def _tasks(training: dict[str, Any]) -> list[dict[str, Any]]:
+    metrics, split = fields.part(training, "metrics"), fields.part(training, "split")
+    return [
+        {
+            "label": fields.text(task, "name"),
+            "classes": len(fields.items(task, "classes")),
+            "split": fields.text(split, "kind"),
+            "unit": fields.text(split, "unit"),
+            "sides": [
+                row
+                for side in ("heldout", "test")
+                for row in _sides(side, fields.part(metrics, side), fields.text(task, "name") or "")
+            ],
+        }
+        for task in fields.items(training, "labels")
+    ]
 
 
 def _sides(side: str, found: dict[str, Any], task: str) -> list[dict[str, Any]]:
     """Scores of one side: of cells (one task, or one among several), or of genes, pooled over cells and each once."""
     name = "held-out" if side == "heldout" else side
     if "per_gene" in found:
-        parts = {f"{name}, genes in cells": found["pooled"], f"{name}, genes": found["per_gene"]}
+        cells, genes = fields.part(found, "pooled"), fields.part(found, "per_gene")
+        parts = {f"{name}, genes in cells": cells, f"{name}, genes": genes}
     else:
-        parts = {name: found.get(task) if task in found else found or None}
-    keys = ("n", "accuracy", "macro_f1", "auc")
+        parts = {name: fields.part(found, task) if task in found else found}
     return [
-        {"side": part, **{key: scores.get(key) for key in keys}} for part, scores in parts.items() if scores
-    ]
+        {
+            "side": side, "n": fields.count(scores, "n"),
+            **{key: fields.number(scores, key) for key in ("accuracy", "macro_f1", "auc")},
+        }
+        for side, scores in parts.items() if scores
+    ]  # fmt: skip
 
 
 def verified(spec: ReportSpec) -> list[dict[str, Any]]:
@@ -107,16 +138,24 @@ def verified(spec: ReportSpec) -> list[dict[str, Any]]:
     entries = []
     for name, path in spec.verified.items():
         found = read_json(path)
-        for backend, result in found["backends"].items():
-            gaps = [row["max_abs"] for row in result["layers"] if row["max_abs"] is not None]
-            entries.append(
-                {
-                    "model": name, "backend": backend, "dtype": result["dtype"], "passed": result["passed"],
-                    "layers": result["layers"], "transformers": found["transformers"],
-                    "cells": found["n_cells"], "tokens": found["n_tokens"],
-                    "largest": max(gaps, default=None),
-                }
-            )  # fmt: skip
+        with whole(path):
+            backends = fields.part(found, "backends")
+            for backend in backends:
+                result = fields.part(backends, backend)
+                rows = [
+                    {"layer": str(row["layer"]), **{key: fields.number(row, key) for key in GAPS}}
+                    for row in fields.items(result, "layers")
+                ]
+                gaps = [row["max_abs"] for row in rows if row["max_abs"] is not None]
+                entries.append(
+                    {
+                        "model": name, "backend": backend, "dtype": fields.text(result, "dtype"),
+                        "passed": result["passed"] is True, "layers": rows,
+                        "transformers": fields.text(found, "transformers"),
+                        "cells": fields.count(found, "n_cells"), "tokens": fields.count(found, "n_tokens"),
+                        "largest": max(gaps, default=None),
+                    }
+                )  # fmt: skip
     return entries
 
 
@@ -124,9 +163,12 @@ def _parameters(weights: Path) -> int | None:
     """Number of weights, from the header of a safetensors file."""
     if not weights.is_file():
         return None
-    with open(weights, "rb") as file:
+    with open(weights, "rb") as file, whole(weights):
         length = int.from_bytes(file.read(8), "little")
-        if length > weights.stat().st_size:
+        if length > min(weights.stat().st_size, LARGEST_HEADER):
             raise UserError("not a whole safetensors file", path=weights, fix="make it again")
         header = json.loads(file.read(length))
-    return sum(math.prod(t["shape"]) for k, t in header.items() if k != "__metadata__")
+        shapes = [fields.items(header[name], "shape") for name in header if name != "__metadata__"]
+        return fields.count(
+            {"weights": sum(math.prod(map(operator.index, shape)) for shape in shapes)}, "weights"
+        )

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from cellformers import __version__, plots
+from cellformers.io.files import whole
+from cellformers.report.fields import MOST
 from cellformers.report.figures import Figures
 from cellformers.report.spec import ReportSpec
 
@@ -56,22 +58,24 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def _read_tsv(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file, delimiter="\t"))
-
-
 def columns(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Columns of a tsv as float64, NaN where a value is empty, "-" or "NA"."""
-    rows = _read_tsv(path)
-    return {name: np.array([_float(row.get(name)) for row in rows], dtype=np.float64) for name in names}
+    """Columns of a tsv as float64, NaN where a value is empty, "-" or "NA"; UserError where it is none."""
+    with whole(path), open(path, newline="", encoding="utf-8") as file:
+        try:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        except csv.Error as error:
+            raise ValueError(error) from error
+        return {name: np.array([_float(row.get(name)) for row in rows], dtype=np.float64) for name in names}
 
 
 def _float(text: str | None) -> float:
     try:
-        return float(text or "nan")
+        value = float(text or "nan")
     except ValueError:
         return math.nan
+    if abs(value) >= MOST:
+        raise ValueError(f"it has the number {value:g}")
+    return value
 
 
 def runtime(spec: ReportSpec, datasets: list[dict[str, Any]], figures: Figures) -> dict[str, Any] | None:
@@ -90,12 +94,12 @@ def runtime(spec: ReportSpec, datasets: list[dict[str, Any]], figures: Figures) 
         entry = found.setdefault(
             step, {"step": step, "jobs": 0, "seconds": 0.0, "cpu": 0.0, "peak": math.nan, "work": {}}
         )
-        for row in _read_tsv(path):
-            entry["jobs"] += 1
-            entry["seconds"] += np.nan_to_num(_float(row.get("s")))
-            entry["cpu"] += np.nan_to_num(_float(row.get("cpu_time")))
-            entry["peak"] = np.fmax(entry["peak"], _float(row.get("max_rss")))
-        if pace is not None:
+        jobs = columns(path, ("s", "cpu_time", "max_rss"))
+        entry["jobs"] += len(jobs["s"])
+        entry["seconds"] += float(np.nansum(jobs["s"]))
+        entry["cpu"] += float(np.nansum(jobs["cpu_time"]))
+        entry["peak"] = float(np.fmax.reduce(jobs["max_rss"], initial=entry["peak"]))
+        if pace is not None and owner in sizes:
             entry["work"][SHARD.sub("", relative)] = sizes[owner][pace]
     steps = sorted(found.values(), key=lambda e: order.index(e["step"]) if e["step"] in order else len(order))
     if not steps:

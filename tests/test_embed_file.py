@@ -377,7 +377,7 @@ def test_the_time_is_estimated_after_the_first_block(
     embed_file(source, model, tmp_path / "e.h5ad", umap=False)
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if "to go" in line] == [
-        "embed-file: about 0 minutes to go (3 blocks of cells)"
+        "embed-file: about a minute to go (3 blocks of cells)"
     ]
     assert lines[-1] == f"{tmp_path / 'e.h5ad'}: 40 cells, obsm['X_small'] of width 32"
 

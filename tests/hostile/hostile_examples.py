@@ -49,8 +49,7 @@ def hangs(folder: Path) -> Any:
 
 
 def takes(folder: Path) -> Any:
-    if _damaged(folder):
-        return len(bytearray(400 << 20))
+    return len(bytearray(400 << 20)) if _damaged(folder) else 0
 
 
 def takes_and_says_so(folder: Path) -> Any:

@@ -92,7 +92,7 @@ def test_a_reader_that_takes_too_much_memory_is_bad(tmp_path, monkeypatch, name)
     monkeypatch.setattr(hostile_cases, "MEMORY_MB", 200)
     verdict = _judged(name, tmp_path, monkeypatch)
     assert verdict.verdict == "bad"
-    assert "MemoryError" in verdict.text or "more than 200 MB" in verdict.text
+    assert "MemoryError" in verdict.text or "took more than" in verdict.text
 
 
 def _changes(case: Case, tmp_path: Path) -> bool:

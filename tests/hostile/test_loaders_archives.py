@@ -2,14 +2,19 @@
 
 import gzip
 import io
+import stat
 import struct
 import tarfile
+import warnings
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import count_targets
 import forked
 import pytest
+from hostile_cases import COMPILED
 
 from cellformers.deposits.archives import gunzip, unpack_tar
 from cellformers.deposits.forms import wrong_form
@@ -165,3 +170,171 @@ def test_hostile_gzip_files_leave_nothing(name: str, tmp_path: Path) -> None:
     assert outcome.kind == "user_error", outcome
     assert not outcome.deeds
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.gz"]
+
+
+# --- zarr stores in a zip ---------------------------------------------------------------------------------
+
+LINK = (stat.S_IFLNK | 0o777) << 16
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], count_targets.Counts]:
+    """The members of a zarr store in a zip, and its counts."""
+    folder = tmp_path_factory.mktemp("store")
+    count_targets.make_zarr_zip(folder)
+    with zipfile.ZipFile(folder / "a.zarr.zip") as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist() if not info.is_dir()}
+    return members, count_targets.read_zarr_zip(folder)
+
+
+def zipped(path: Path, members: Mapping[str, bytes], *more: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
+    """A zip of some members, and after them of others."""
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        warnings.simplefilter("ignore")  # of names that repeat
+        for name, content in [*members.items(), *more]:
+            archive.writestr(name, content)
+    return path
+
+
+def named(name: str, **changes: object) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    for key, value in changes.items():
+        setattr(info, key, value)
+    return info
+
+
+def read_zip(folder: Path) -> forked.Outcome:
+    """How reading ends; nothing is written, and memory stays small."""
+    before = sorted(folder.rglob("*"))
+    outcome = forked.run(count_targets.read_zarr_zip, folder, writable=COMPILED)
+    assert outcome.kind in ("value", "user_error"), outcome
+    assert not outcome.deeds
+    assert sorted(folder.rglob("*")) == before
+    assert outcome.peak_mb < 300
+    assert outcome.kind == "value" or "\n" not in outcome.text
+    return outcome
+
+
+ODD_MEMBERS = {
+    "an absolute path": [("/etc/cellformers", b"x")],
+    "an absolute path of the store": [("/X/zarr.json", b"{}"), ("/X/.zarray", b"{}")],
+    "a path upwards": [("../outside", b"x"), ("X/../../outside", b"x")],
+    "a path upwards to itself": [("X/../X/zarr.json", b"{}")],
+    "a symbolic link": [(named("link", external_attr=LINK), b"/etc/passwd")],
+    "a link to a folder, and a member through it": [
+        (named("out", external_attr=LINK), b"/tmp"), ("out/cellformers", b"x"),
+    ],
+    "a name with a newline": [("X\n", b"x")],
+    "a folder like a member": [("obs/", b"")],
+    "a hundred thousand folders deep": [("d/" * 30_000 + "x", b"x")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_MEMBERS)
+def test_odd_members_beside_those_of_a_store_do_no_harm(tmp_path, store, name):
+    members, truth = store
+    zipped(tmp_path / "a.zarr.zip", members, *ODD_MEMBERS[name])
+    outcome = read_zip(tmp_path)
+    assert outcome.kind == "user_error" or outcome.value == truth
+
+
+def test_links_in_the_place_of_members_are_not_followed(tmp_path, store):
+    """One at a time: where the metadata are stored once more, in one piece, some members are not asked for."""
+    members, truth = store
+    refused = 0
+    for name in [*(name for name in members if name.startswith("X/")), ".zgroup", ".zmetadata"]:
+        others = {other: content for other, content in members.items() if other != name}
+        zipped(tmp_path / "a.zarr.zip", others, (named(name, external_attr=LINK), b"/etc/passwd"))
+        outcome = read_zip(tmp_path)
+        assert outcome.kind == "user_error" or outcome.value == truth, name
+        assert "root:" not in outcome.text
+        refused += outcome.kind == "user_error"
+    assert refused
+
+
+def test_of_members_of_one_name_the_last_counts(tmp_path, store):
+    """As in every zip that was added to; zarr itself adds its metadata twice."""
+    members, truth = store
+    zipped(tmp_path / "a.zarr.zip", dict.fromkeys(members, b"damaged"), *members.items())
+    assert read_zip(tmp_path).value == truth
+    zipped(tmp_path / "a.zarr.zip", members, *((name, b"damaged") for name in members))
+    assert read_zip(tmp_path).kind == "user_error"
+
+
+@pytest.mark.parametrize("name", ["chunk", "metadata"])
+def test_a_member_that_unpacks_to_gigabytes_is_refused(tmp_path, store, name):
+    """Of a store, and one that nobody asks for; also where the archive says that it is small."""
+    members, truth = store
+    place = max(
+        members, key=lambda member: "X/data" in member and "json" not in member and ".z" not in member
+    )
+    if name == "metadata":
+        place = next(member for member in members if member.endswith(("zarr.json", ".zgroup")))
+    path = zipped(tmp_path / "a.zarr.zip", members, (place, b"x"))
+    bomb(path, place, says=3 << 30)
+    assert read_zip(tmp_path).kind == "user_error"
+    bomb(path, place, says=len(members[place]))
+    assert read_zip(tmp_path).kind == "user_error"
+    zipped(path, members, ("unasked", b"x"))
+    bomb(path, "unasked", says=100)
+    outcome = read_zip(tmp_path)
+    assert outcome.kind == "user_error" or outcome.value == truth
+
+
+def bomb(path: Path, name: str, *, says: int) -> None:
+    """Put 3 GB of zeros, deflated, in the place of the last member, which the directory says to have `says` bytes."""
+    with zipfile.ZipFile(path) as archive:
+        info = archive.infolist()[-1]
+        directory = archive.start_dir
+    assert info.filename == name
+    data = path.read_bytes()
+    first = data[: info.header_offset]
+    record = bytearray(data[directory : data.rindex(b"PK\5\6")])
+    at = record.rindex(b"PK\1\2")
+    packed = DEFLATED_ZEROS
+    header = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 8, 0, 33, 0, len(packed), says, len(name), 0)
+    struct.pack_into("<2H", record, at + 8, 0, 8)
+    struct.pack_into("<3I", record, at + 16, 0, len(packed), says)
+    struct.pack_into("<I", record, at + 42, len(first))
+    body = first + header + name.encode() + packed
+    end = bytearray(data[data.rindex(b"PK\5\6") :])
+    struct.pack_into("<2I", end, 12, len(record), len(body))
+    path.write_bytes(body + record + end)
+
+
+def _deflated_zeros() -> bytes:
+    """3 GB of zeros: a piece that ends at a whole byte, again and again."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    piece = packer.compress(bytes(16 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return piece * (3 << 6) + packer.flush()
+
+
+DEFLATED_ZEROS = _deflated_zeros()
+
+
+def test_members_that_lie_over_each_other_cost_no_more_than_one(tmp_path, store):
+    """Every entry of the directory leads to the same bytes, as in the bombs that overlap."""
+    members, _ = store
+    path = zipped(tmp_path / "a.zarr.zip", members)
+    data = bytearray(path.read_bytes())
+    at = data.find(b"PK\1\2")
+    while at >= 0:
+        struct.pack_into("<I", data, at + 42, 0)
+        at = data.find(b"PK\1\2", at + 4)
+    path.write_bytes(data)
+    assert read_zip(tmp_path).kind == "user_error"
+
+
+@pytest.mark.parametrize(("at", "value"), [(8, 1), (10, 99), (10, 9)])
+def test_members_that_are_locked_or_packed_in_unknown_ways_are_refused(tmp_path, store, at, value):
+    """The bit of encryption, and methods that there are not."""
+    members, _ = store
+    path = zipped(tmp_path / "a.zarr.zip", members)
+    data = bytearray(path.read_bytes())
+    place = data.find(b"PK\1\2")
+    while place >= 0:
+        struct.pack_into("<H", data, place + at, value)
+        place = data.find(b"PK\1\2", place + 4)
+    path.write_bytes(data)
+    assert read_zip(tmp_path).kind == "user_error"

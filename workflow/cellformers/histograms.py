@@ -154,6 +154,10 @@ class Histogram:
         self.table[:] = 0
         self.used = 1
 
+    def free(self) -> None:
+        """Give its memory back; nothing can be counted any more."""
+        self.pool, self.table = self.pool[:0].copy(), self.table[:0].copy()
+
 
 def _chunk(gene_ids: Array, symbols: Array, genes: Array, buckets: Array, counts: Array) -> Chunk:
     """A chunk of the genes that have entries."""

@@ -105,6 +105,7 @@ def sketch(
             advance(block.n_cells)
         if runs:  # counters that went to disk are added up as those of different shards are
             spill()
+            histogram.free()  # merging needs room of its own
         chunks = read_sketches(runs) if runs else histogram.drain()
         if made is None:
             digest = dataset_digest(

@@ -15,7 +15,7 @@ from cellformers.io.stretch import Array, ChunkedStretch
 
 SHUFFLE, DEFLATE = 2, 1  # numbers of the filters in HDF5
 _MOST_PACKED = 1100  # times smaller than what it holds: more than deflate can
-_MOST_BLIND = 3 << 19  # stored bytes; a thousand times as many are still bearable
+MOST_BLIND = 3 << 19  # stored bytes; a thousand times as many are still bearable
 
 
 def _inflater() -> Any:
@@ -64,11 +64,11 @@ def check_packed(dataset: h5py.Dataset) -> None:
         return
     if filters.count(DEFLATE) > 1:
         raise OSError(f"{dataset.name} is packed twice")
-    if dataset.id.get_storage_size() <= _MOST_BLIND:
+    if dataset.id.get_storage_size() <= MOST_BLIND:
         return
     size = math.prod(dataset.chunks) * dataset.dtype.itemsize
     large: list[tuple[int, ...]] = []
-    dataset.id.chunk_iter(lambda info: large.append(info.chunk_offset) if info.size > _MOST_BLIND else None)
+    dataset.id.chunk_iter(lambda info: large.append(info.chunk_offset) if info.size > MOST_BLIND else None)
     for corner in large:
         _, stored = dataset.id.read_direct_chunk(corner)
         if len(inflater.decompressobj(zlib.MAX_WBITS).decompress(stored, size + 1)) > size:

@@ -8,16 +8,18 @@ becomes an OSError, which `source.reading` turns into a line.
 import os
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import product, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from cellformers.errors import UserError
 from cellformers.io.h5ad import open_anndata
+from cellformers.io.inflate import MOST_BLIND, inflater
 from cellformers.io.source import CountSource, ReadOptions
 from cellformers.io.stretch import ChunkedStretch, check_chunk
 
@@ -145,10 +147,30 @@ def _codec(codec: Any) -> Iterator[str]:
 
 
 def _check_zip(path: Path) -> None:
-    """Refuse a zip that is damaged or unpacks to pieces too large to be held."""
-    with zipfile.ZipFile(path) as archive:
+    """Refuse a zip that is damaged or unpacks to pieces too large to be held.
+
+    Python's reader unpacks all of a member, and only then cuts it to the size that the archive says.
+    """
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         for info in archive.infolist():
             check_chunk((info.file_size,), 1)
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise OSError(
+                    f"its {info.filename[:80]} is packed by method {info.compress_type}, not deflate"
+                )
+            if info.compress_type == zipfile.ZIP_DEFLATED and info.compress_size > MOST_BLIND:
+                _check_deflated(file, info)
+
+
+def _check_deflated(file: BinaryIO, info: zipfile.ZipInfo) -> None:
+    """OSError where a member of a zip unpacks to more than the archive says."""
+    file.seek(info.header_offset)
+    header = file.read(30)
+    name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+    file.seek(name + extra, os.SEEK_CUR)
+    packed = file.read(info.compress_size)
+    if len(inflater.decompressobj(-zlib.MAX_WBITS).decompress(packed, info.file_size + 1)) > info.file_size:
+        raise OSError(f"its {info.filename[:80]} unpacks to more than it should hold")
 
 
 def _check_folder(path: Path) -> None:

@@ -1,7 +1,9 @@
 """The rules without running them: plans, resources, modules, mistakes in the config."""
 
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,21 @@ def test_more_shards_make_more_jobs(snakemake: Run, tmp_path: Path) -> None:
     done = snakemake(tmp_path, {**DEMO, "datasets": datasets}, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert planned_jobs(done.stdout + done.stderr)["tokenize"] == 8
+
+
+def test_another_installation_in_front_is_told(
+    snakemake: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = Path(sys.executable).parent
+    other = tmp_path / "other" / "cellformers"
+    other.parent.mkdir()
+    other.write_text("#!/bin/sh\n")
+    other.chmod(0o755)
+    for folder, told in ((other.parent, True), (beside, False)):
+        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+        planned = snakemake(tmp_path / "run", DEMO, "--dry-run", "tokens")
+        assert planned.returncode == 0, planned.stderr
+        assert (f"Rules call {other}" in planned.stdout + planned.stderr) == told
 
 
 def test_misspelt_key_is_named(snakemake: Run, tmp_path: Path) -> None:

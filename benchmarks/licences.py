@@ -3,7 +3,8 @@
     python benchmarks/licences.py                 # writes docs/licences.md
     python benchmarks/licences.py --check         # 1 where that is not what is pinned and installed
 
-Needs an environment in which everything of envs/constraints.txt is installed (`make install-test`).
+Needs an environment in which everything of envs/constraints.txt is installed, and the plugins of envs/executors.txt in
+.venv/executors (`make test` puts them there).
 """
 
 import sys
@@ -13,7 +14,7 @@ sys.path.pop(0)  # this folder: tokenize.py in it is not the standard library's
 import argparse
 import re
 from collections.abc import Iterator
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -31,6 +32,8 @@ EXTRAS = {
 }
 # The trove classifiers and texts that stand for a name of SPDX.
 SPDX = {
+    "Apache 2.0": "Apache-2.0", "Apache License, Version 2.0": "Apache-2.0", "Apache License Version 2.0": "Apache-2.0",
+    "3-Clause BSD": "BSD-3-Clause",
     "Apache Software License": "Apache-2.0", "Apache 2.0 License": "Apache-2.0", "MIT License": "MIT",
     "The MIT License (MIT)": "MIT", "ISC License (ISCL)": "ISC", "BSD License": "BSD",
     "BSD 3-Clause License": "BSD-3-Clause", "3-Clause BSD License": "BSD-3-Clause",
@@ -50,11 +53,20 @@ their authors publish them. "BSD" stands where a package does not say which.
 | package | version | licence | asked for by |
 | --- | --- | --- | --- |
 """
+PLUGINS = """
+## Plugins for clusters and clouds
+
+Of what `envs/executors.txt` (the tests) and `envs/plugins.txt` (the images) name beside these: executors and storage of
+Snakemake, and what they ask for. None of it is installed with cellformers: you choose what your site needs.{unread}
+
+| package | version | licence |
+| --- | --- | --- |
+"""
 
 
-def pins() -> dict[str, str]:
+def pins(file: str = "constraints.txt") -> dict[str, str]:
     """Version of each pinned package, by its name as the file has it."""
-    lines = (ROOT / "envs" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "envs" / file).read_text(encoding="utf-8").splitlines()
     return dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
 
 
@@ -117,15 +129,43 @@ def page() -> str:
     return HEAD.format(copyleft=said) + "\n".join(rows) + "\n"
 
 
+def plugins(folder: Path) -> str:
+    """The section on the packages that stand in `folder`, apart from the others."""
+    here = {canonicalize_name(found.name): found for found in distributions(path=[str(folder)])}
+    asked: dict[str, list[str]] = {}
+    for file in ("executors.txt", "plugins.txt"):
+        for name, version in pins(file).items():
+            if version not in asked.setdefault(name, []) and pins().get(name) != version:
+                asked[name].append(version)
+    rows, unread = [], []
+    for name, versions in sorted(asked.items(), key=lambda pin: pin[0].lower()):
+        found = here.get(canonicalize_name(name))
+        if versions and found is not None:
+            rows.append(f"| {name} | {', '.join(versions)} | {licence(found)} |")
+        elif versions:
+            unread.append(name)
+    note = f" Not looked into, since no test installs it: {', '.join(unread)}." if unread else ""
+    return PLUGINS.format(unread=note) + "\n".join(rows) + "\n"
+
+
 def main() -> int:
     """Write the page, or compare it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
+    parser.add_argument("--plugins", type=Path, default=ROOT / ".venv" / "executors", help="where they are")
+    options = parser.parse_args()
+    there = PAGE.read_text(encoding="utf-8")
     made = page()
-    if parser.parse_args().check:
-        return int(made != PAGE.read_text(encoding="utf-8"))
+    if options.plugins.is_dir():
+        made += plugins(options.plugins)
+    elif options.check:
+        there = there.partition("\n## ")[0]
+    else:
+        parser.error(f"{options.plugins} is not there: make test puts the plugins into it")
+    if options.check:
+        return int(made != there)
     PAGE.write_text(made, encoding="utf-8")
     print(f"{PAGE}: {len(pins())} packages")
     return 0

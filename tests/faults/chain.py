@@ -21,6 +21,9 @@ from command_line import make_counts
 from forks import Forks
 from token_files import make_model, make_vocabulary
 
+from cellformers import config
+from cellformers.provenance import artefacts
+
 N_CELLS = 120
 SHARD = "0001-of-0001"
 CELLS = "{qc}/cells.parquet"
@@ -82,6 +85,8 @@ COMMANDS = {
     "summarize": "summarize {evaluate}/score.json -o {out}/b.tsv",
     "report": "report --config {in}/config.yaml --results {in}/results --score {evaluate}/score.json "
     "-o {out}/report.html",
+    "provenance": "provenance {in}/run/config.yaml --root {in}/run --results {in}/run/results -o {out}/p.json",
+    "compare": "compare {in}/run/results {in}/rerun/results --threads 1 -o {out}/c.json",
 }  # fmt: skip
 
 
@@ -169,8 +174,22 @@ def _results(folder: Path, chain: Path) -> None:
     dataset = folder / "results" / "a"
     shutil.copytree(chain / "qc", dataset)
     shutil.copy(chain / "ingest/metadata.parquet", dataset)
-    config = {"datasets": {"a": {"path": "raw.h5ad", "label": "type"}}}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    given = {"datasets": {"a": {"path": "raw.h5ad", "label": "type"}}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(given))
+
+
+def _runs(folder: Path) -> None:
+    """All that a config asks for, of any content, and the same again."""
+    given = {"datasets": {"a": {"path": "raw.h5ad"}}}
+    for name in ("config.yaml", "raw.h5ad", *(f"results/{name}" for name in artefacts(config.load(given)))):
+        path = folder / "run" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.name in ("figures", "tables"):
+            path.mkdir()
+        else:
+            path.write_text(name)
+    (folder / "run" / "config.yaml").write_text(yaml.safe_dump(given))
+    shutil.copytree(folder / "run", folder / "rerun")
 
 
 def build(folder: Path, forks: Forks) -> Chain:
@@ -183,6 +202,7 @@ def build(folder: Path, forks: Forks) -> Chain:
             _more_inputs(folder / "in", folder)
         if name == "report":
             _results(folder / "in", folder)
+            _runs(folder / "in")
         words = chain.words(name, folder / name)
         ended = forks.run(words, seconds=120) if name in ONLY_FORKED else forks.warm_up(words)
         assert ended.code == 0, (name, ended)

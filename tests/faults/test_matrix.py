@@ -35,7 +35,6 @@ FOLDERS = ("vocabulary", "pretrain", "import-model", "randomize", "convert", "fi
 ELSEWHERE = {
     "doctor",  # writes nothing
     "download",  # tests/io/test_download.py, tests/test_deposit_download.py
-    "provenance", "compare",  # need a whole run, and write one JSON file in one go
 }  # fmt: skip
 
 
@@ -242,8 +241,11 @@ def test_the_folder_may_not_be_written(chain: Chain, forks: Forks, verb: str, ou
     assert list(out.iterdir()) == []
 
 
+NAMING = ("compare",)  # its result names the folders that it read
 READING = [
-    verb for verb, words in COMMANDS.items() if not words.startswith("simulate") and (ALL or verb not in SLOW)
+    verb
+    for verb, words in COMMANDS.items()
+    if not words.startswith("simulate") and (ALL or verb not in SLOW) and verb not in NAMING
 ]
 
 
@@ -270,7 +272,28 @@ def test_the_inputs_do_not_stay(
         check_whole(chain, verb, out, clean=not mapped)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if ALL or verb not in SLOW])
+@pytest.mark.parametrize("what", ["vanish", "truncate"])
+def test_runs_that_do_not_stay_differ(
+    chain: Chain, forks: Forks, out: Path, tmp_path: Path, what: str
+) -> None:
+    """While they are compared, what is there no more is a difference, or there is one line about it."""
+    number = tally(chain, forks, "compare", tmp_path)["all calls"]
+    for at in (1, number // 2, number - 5):
+        paths = [str(path) for path in copies(chain, "compare", tmp_path / f"inputs-{at}")]
+        words = chain.words("compare", out, inputs=tmp_path / f"inputs-{at}")
+        ended = forks.run(
+            words, [("inputs_at", {"out": str(out), "number": at, "paths": paths[:1], "what": what})]
+        )
+        if ended.code == 2:
+            check_line(ended, 2, str(tmp_path))
+        else:
+            found = json.loads((out / "c.json").read_text())
+            assert ended.code == int(found["differs"]), ended
+            assert found["differs"] == ("The runs differ" in ended.text), ended
+        assert leftovers(out) == []
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if (ALL or verb not in SLOW) and verb not in NAMING])
 def test_the_clock_jumps(chain: Chain, forks: Forks, verb: str, out: Path, tmp_path: Path) -> None:
     """Back and forth with every look at it, and the inputs come from the future; nor does it start a process that
     could die."""

@@ -2,14 +2,18 @@
 
 import json
 import os
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anndata
 import forked
+import h5py
 import numpy as np
 import opcodes
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,9 +22,11 @@ from loader_targets import YAMLS, attempt
 from cellformers import config
 from cellformers.deposits.entries import read_entry
 from cellformers.errors import UserError
+from cellformers.evaluate.tables import read_vectors
 from cellformers.io.files import open_parquet, read_json, read_metadata, read_table
 from cellformers.io.labels import read_labels
 from cellformers.io.pages import RATIO, ROOM, asked_for
+from cellformers.maps import umap as draw_map
 from cellformers.registry.entries import read_registry
 from cellformers.registry.store import read_lock
 from cellformers.tokens import read_tokens, token_lengths
@@ -226,6 +232,35 @@ def test_pipes_and_devices_in_place_of_tables_do_not_hang(tmp_path: Path) -> Non
         for read in (open_parquet, read_json):
             with pytest.raises(UserError, match=r"no plain file|no such file"):
                 read(path)
+
+
+def embeddings_with_a_bomb(path: Path) -> None:
+    """A gzipped chunk of embeddings that unpacks to a gigabyte of zeros."""
+    n, dim = 10, 4
+    data = anndata.AnnData(obs=pd.DataFrame(index=[f"c{i}" for i in range(n)]))
+    data.obsm["X_a"] = np.ones((n, dim), np.float32)
+    data.write_h5ad(path)
+    squeeze = zlib.compressobj(9)
+    start, piece = (squeeze.compress(bytes(1 << 20)) + squeeze.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    with h5py.File(path, "r+") as file:
+        del file["obsm/X_a"]
+        made = file["obsm"].create_dataset("X_a", (n, dim), "f4", chunks=(n, dim), compression="gzip")
+        made.id.write_direct_chunk((0, 0), start + piece * 1700, 0)
+
+
+@pytest.mark.parametrize("reader", ["open_embeddings", "read_vectors", "map"])
+def test_embeddings_that_unpack_to_no_end_are_refused(tmp_path: Path, reader: str) -> None:
+    path = tmp_path / "a.h5ad"
+    embeddings_with_a_bomb(path)
+    tasks: dict[str, Callable[[], forked.Outcome]] = {
+        "open_embeddings": lambda: forked.run(open_embeddings, [path]),
+        "read_vectors": lambda: forked.run(read_vectors, [path]),
+        "map": lambda: forked.run(draw_map, path, tmp_path / "m.parquet", name="a", writable=tmp_path),
+    }
+    outcome = tasks[reader]()
+    assert outcome.kind == "user_error", outcome
+    assert str(path) in outcome.text
+    assert outcome.peak_mb < 300
 
 
 # --- JSON -------------------------------------------------------------------------------------------------

@@ -107,6 +107,7 @@ def _read(
 ) -> tuple[pa.StringArray, np.ndarray, int, str]:
     from cellformers.io.frames import Frame
     from cellformers.io.hdf5 import child, open_hdf5
+    from cellformers.io.inflate import check_packed
 
     key = f"X_{name}"
     with closing(open_hdf5(embeddings)) as file:
@@ -120,6 +121,7 @@ def _read(
             raise UserError(
                 f"obsm[{key!r}] is empty or no matrix", path=embeddings, fix="embed the cells again"
             )
+        check_packed(table)
         chosen = np.arange(len(ids))
         if len(ids) > max_cells:
             chosen = np.sort(np.random.default_rng(seed).choice(len(ids), max_cells, replace=False))

@@ -17,6 +17,7 @@ from cellformers.errors import UserError, did_you_mean
 from cellformers.io.files import check_plain, open_parquet, read_json, read_metadata, read_table, whole
 from cellformers.io.frames import Frame
 from cellformers.io.hdf5 import child, open_hdf5
+from cellformers.io.inflate import check_packed
 from cellformers.io.names import strip_version
 from cellformers.selection import MISSING, as_text
 
@@ -199,6 +200,7 @@ def _h5ad_blocks(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         table = child(file, f"obsm/{named if named in keys else own[0]}")
         if len(table.shape) != 2 or len(table) != len(names) or table.dtype.kind != "f":
             raise ValueError("no row of numbers for every cell")
+        check_packed(table)
         for start in range(0, max(len(names), 1), STRETCH):
             yield names[start : start + STRETCH], table[start : start + STRETCH]
 

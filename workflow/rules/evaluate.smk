@@ -81,7 +81,7 @@ rule evaluate:
     threads: 1
     resources:
         mem_mb=memory(3000, 20, most_memory),
-        runtime=minutes(60, 600),
+        runtime=minutes(60, 600, most_minutes),
     params:
         revision=REVISIONS["evaluate"],
         settings=benchmark_settings("finetune"),
@@ -107,7 +107,7 @@ rule mixing:
     threads: 1
     resources:
         mem_mb=memory(4000, 20, most_memory),
-        runtime=minutes(60, 600),
+        runtime=minutes(60, 600, most_minutes),
     params:
         revision=REVISIONS["mixing"],
         settings=benchmark_settings(),

@@ -11,6 +11,9 @@ first = shutil.which("cellformers")
 if first and BESIDE.exists() and not BESIDE.samefile(first):
     logger.warning(f"Rules call {first}, which the PATH has in front of {BESIDE}")
 
+# MB and minutes that suffice however many cells there are, where a method learns from 50,000 at most or compares 20,000
+MOST_MEMORY, MOST_MINUTES, COMPARED_CELLS = 8000, 600, 20_000
+
 
 def flags(**options):
     """Command-line flags for the options that are set."""
@@ -46,13 +49,30 @@ def memory(base_mb, per_input_mb=0.0, most=lambda wildcards: None):
     return mem_mb
 
 
-def minutes(base, per_input_gb=0.0):
-    """A resource function: base plus a share of the input's size, doubled at each retry."""
+def minutes(base, per_input_gb=0.0, most=lambda wildcards: None):
+    """A resource function: base plus a share of the input's size, `most` at most, doubled at each retry."""
 
     def runtime(wildcards, input, attempt):
-        return int((base + per_input_gb * size_mb(input, per_input_gb) / 1024) * 2 ** (attempt - 1))
+        needed = base + per_input_gb * size_mb(input, per_input_gb) / 1024
+        return int(min(needed, most(wildcards) or needed) * 2 ** (attempt - 1))
 
     return runtime
+
+
+def most_memory(wildcards):
+    """MOST_MEMORY, or None where all cells are held."""
+    spec = CONFIG.benchmarks.get(wildcards.get("benchmark"))
+    if isinstance(spec, MixingBenchmark):
+        return MOST_MEMORY if spec.max_cells <= COMPARED_CELLS else None
+    if isinstance(spec, CellBenchmark):
+        features = method_features(wildcards.benchmark, wildcards.method)
+        return MOST_MEMORY if features in ("embedding", "pca_hvg", "log_counts", "rank_only") else None
+    return None
+
+
+def most_minutes(wildcards):
+    """MOST_MINUTES, or None where all cells are held."""
+    return MOST_MINUTES if most_memory(wildcards) else None
 
 
 def folder_of(name):

@@ -1,7 +1,4 @@
-# Inputs and options of the rules that split, fine-tune and score, and their memory.
-
-# MB that suffice however many cells there are, where a method learns from 50,000 at most or compares 20,000
-MOST_MEMORY, COMPARED_CELLS = 8000, 20_000
+# Inputs and options of the rules that split, fine-tune and score.
 
 
 def split_inputs(wildcards):
@@ -93,17 +90,6 @@ def evaluate_inputs(wildcards):
     if features not in ("embedding", "column"):
         files["vocabulary"] = benchmark_vocabulary(benchmark)
     return files
-
-
-def most_memory(wildcards):
-    """MOST_MEMORY, or None where all cells are held."""
-    spec = CONFIG.benchmarks.get(wildcards.get("benchmark"))
-    if isinstance(spec, MixingBenchmark):
-        return MOST_MEMORY if spec.max_cells <= COMPARED_CELLS else None
-    if isinstance(spec, CellBenchmark):
-        features = method_features(wildcards.benchmark, wildcards.method)
-        return MOST_MEMORY if features in ("embedding", "pca_hvg", "log_counts", "rank_only") else None
-    return None
 
 
 def published_words(number):

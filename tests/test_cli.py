@@ -220,6 +220,16 @@ def test_stopped_whatever_becomes_of_the_exception(monkeypatch: pytest.MonkeyPat
     assert run("doctor").code == 0
 
 
+def test_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def examine() -> list[Finding]:
+        np.empty(1 << 60, np.uint8)
+        return []
+
+    monkeypatch.setattr("cellformers.doctor.examine", examine)
+    ended = run("doctor")
+    assert ended == (2, "", "cellformers: error: out of memory; give the job more, or the file more shards\n")
+
+
 def test_stopped_in_the_middle(tmp_path: Path, house: Path, large: Path) -> None:
     """SIGTERM removes what was begun; SIGKILL can't, but the next run does, and gives the same bytes."""
     out = tmp_path / "out"

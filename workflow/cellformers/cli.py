@@ -185,6 +185,8 @@ def main() -> None:
             raise SystemExit(128 + signal.SIGTERM) from None
         if isinstance(error, UserError):
             _fail(str(error), error.__cause__)
+        if isinstance(error, MemoryError):
+            _fail("out of memory; give the job more, or the file more shards", error)
         if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
             where = f"{error.filename}: " if error.filename else ""
             _fail(f"{where}{os.strerror(error.errno)}", error)

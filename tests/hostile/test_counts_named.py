@@ -23,6 +23,7 @@ from token_files import make_vocabulary
 from cellformers.counts import Sample, ingest
 from cellformers.errors import UserError
 from cellformers.io import open_counts
+from cellformers.io.hdf5 import open_hdf5
 from cellformers.io.labels import read_labels
 from cellformers.io.samples import read_sample_table
 from cellformers.tokens import read_tokens
@@ -134,6 +135,21 @@ def test_texts_overwritten_with_zeros_do_not_hang(tmp_path, counts):
     data[heap + 128 : heap + 640] = bytes(512)
     counts.write_bytes(data)
     assert "texts have been overwritten" in refusal(read_h5ad, tmp_path, folder=tmp_path)
+
+
+def test_large_heaps_of_texts_are_looked_at_to_their_end(tmp_path):
+    """The library reads the first 4 kB of a heap, then the rest."""
+    path, texts = tmp_path / "texts.h5", [f"{number:040d}" for number in range(2000)]
+    with h5py.File(path, "w") as file:
+        file.create_dataset("texts", data=texts, dtype=h5py.string_dtype())
+    with open_hdf5(path) as file:
+        assert list(file["texts"].asstr()[:]) == texts
+    data = bytearray(path.read_bytes())
+    inside = data.index(b"GCOL") + 40_000
+    data[inside : inside + 256] = bytes(256)
+    path.write_bytes(data)
+    with open_hdf5(path) as file, pytest.raises(OSError, match="texts have been overwritten"):
+        file["texts"][:]
 
 
 @pytest.mark.parametrize("name", ["data", "indices"])

@@ -319,7 +319,7 @@ def _criteria(columns: Mapping[str, Any], parameters: QCParameters) -> dict[str,
         if column in columns:
             values = columns[column].to_numpy(zero_copy_only=False).astype(object)
             fails = np.array(
-                [flag is not None and bool(flag) == (column != "filter_pass") for flag in values]
+                [flag is not None and bool(flag) == (column != "filter_pass") for flag in values], bool
             )
             criteria[name] = {"n_fail": int(fails.sum()), "fails": fails}
     return criteria

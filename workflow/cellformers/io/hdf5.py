@@ -25,7 +25,9 @@ from cellformers.io.stretch import ChunkedStretch, Stretch, check_chunk
 Array = np.ndarray[Any, Any]
 _SMALL_CHUNK = 1 << 16  # bytes; below, a call for each costs more than it saves
 _MOST_LINKS = 16
-_HEAP_OBJECT = struct.Struct("<H6xQ").unpack_from
+_HEAP, _HEAP_OBJECT = b"GCOL\x01", struct.Struct("<H6xQ").unpack_from
+_WINDOW = 1 << 13  # bytes of a heap that are looked at together
+_MOST_AHEAD = 1 << 16  # bytes of a read in which a heap may begin
 
 
 class _Checked(io.FileIO):
@@ -42,28 +44,37 @@ class _Checked(io.FileIO):
         self.close()  # HDF5 has no way of saying that it is done
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer; OSError where that is a heap that would never be left."""
-        n = 0
+        """Fill the buffer; OSError where a heap begins in it that would never be left."""
+        n, start = 0, self.tell()
         with memoryview(buffer) as view:
             while n < len(view) and (got := super().readinto(view[n:])):
                 n += got
-            if bytes(view[:4]) == b"GCOL":
-                _check_heap(bytes(view[:n]))
+            # the library reads a heap in parts, the first of them perhaps with what stands before it
+            head = bytes(view[: min(n, _MOST_AHEAD)])
+        at = head.find(_HEAP)
+        while at >= 0:
+            _check_heap(self.fileno(), start + at)
+            at = head.find(_HEAP, at + 1)
         return n
 
 
-def _check_heap(heap: bytes) -> None:
+def _check_heap(file: int, start: int) -> None:
     """OSError where a global heap has an object that takes no room or more than there is: the library may never end.
 
     After "GCOL", 4 bytes and the heap's size (8), objects follow: number (2 bytes; 0 is free space), 6 bytes, size (8),
     and the content, padded to 8 bytes (HDF5 File Format Specification 3.0, III.E).
     """
-    if len(heap) < 16:
+    first, window = 0, os.pread(file, _WINDOW, start)
+    if len(window) < 16:
         return
-    (end,) = struct.unpack_from("<Q", heap, 8)
-    at, stop = 16, min(len(heap), end) - 16
-    while at <= stop:
-        number, size = _HEAP_OBJECT(heap, at)
+    (end,) = struct.unpack_from("<Q", window, 8)
+    at = 16
+    while at <= end - 16:
+        if at + 16 > first + len(window):
+            first, window = at, os.pread(file, _WINDOW, start + at)
+            if len(window) < 16:
+                return  # the file is cut off, and the library says so
+        number, size = _HEAP_OBJECT(window, at - first)
         at += 16 + (size + 7) // 8 * 8 if number else size
         if at > end or not (number or size):
             raise OSError("its texts have been overwritten")

@@ -14,6 +14,7 @@ import numpy as np
 from cellformers.io.stretch import Array, ChunkedStretch
 
 SHUFFLE, DEFLATE = 2, 1  # numbers of the filters in HDF5
+_SLACK = 1024  # bytes that packing may add
 _MOST_PACKED = 1100  # times smaller than what it holds: more than deflate can
 MOST_BLIND = 3 << 19  # stored bytes; a thousand times as many are still bearable
 
@@ -67,9 +68,13 @@ def check_packed(dataset: h5py.Dataset) -> None:
     if dataset.id.get_storage_size() <= MOST_BLIND:
         return
     size = math.prod(dataset.chunks) * dataset.dtype.itemsize
-    large: list[tuple[int, ...]] = []
-    dataset.id.chunk_iter(lambda info: large.append(info.chunk_offset) if info.size > MOST_BLIND else None)
-    for corner in large:
+    large: dict[tuple[int, ...], int] = {}
+    dataset.id.chunk_iter(
+        lambda info: large.update({info.chunk_offset: info.size}) if info.size > MOST_BLIND else None
+    )
+    for corner, n_stored in large.items():
+        if n_stored > 2 * size + _SLACK:
+            raise OSError(f"a chunk of {dataset.name} is stored in more bytes than it holds")
         _, stored = dataset.id.read_direct_chunk(corner)
         if len(inflater.decompressobj(zlib.MAX_WBITS).decompress(stored, size + 1)) > size:
             raise OSError(f"a chunk of {dataset.name} unpacks to more than it should hold")
@@ -105,6 +110,7 @@ class InflatedStretch(ChunkedStretch):
     def __init__(self, dataset: h5py.Dataset, *, shuffled: bool) -> None:
         super().__init__(dataset)
         self._shuffled, self._last, self._number = shuffled, np.empty(0, self.dtype), -1
+        self._stored = np.empty(2 * self._chunk * self.dtype.itemsize + _SLACK, np.uint8)
 
     def read(self, lo: int, hi: int, scratch: Array | None = None) -> Array:
         """Items lo to hi."""
@@ -124,10 +130,12 @@ class InflatedStretch(ChunkedStretch):
         """All items of a chunk; by the library where it isn't there, or not stored like the others."""
         start = number * self._chunk
         try:
-            mask, stored = self._array.id.read_direct_chunk((start,))
+            mask, stored = self._array.id.read_direct_chunk((start,), out=self._stored)
             chunk = None if mask else inflate(stored, self._chunk * self.dtype.itemsize, self._array.name)
         except RuntimeError:
             chunk = None
+        except ValueError:  # no room for it
+            raise OSError(f"a chunk of {self._array.name} is stored in more bytes than it holds") from None
         if chunk is None:
             return np.asarray(self._array[start : start + self._chunk])
         if not self._shuffled:

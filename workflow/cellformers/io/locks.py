@@ -44,7 +44,7 @@ def _open(path: Path) -> int:
         raise UserError(
             f"can't write here ({os.strerror(error.errno or 0)})",
             path=path.parent,
-            fix="choose a folder of your own",
+            fix="choose a folder of your own (--output, or CELLFORMERS_HOME)",
         ) from error
 
 

@@ -188,7 +188,7 @@ def pool_folds(folders: Sequence[str | Path]) -> tuple[pa.Table, dict[str, Any]]
     tested: set[str] = set()
     for number, folder in enumerate(folders, start=1):
         with whole(folder, fix="fine-tune again"):
-            test = read_json(Path(folder) / "training.json")["metrics"].get("test")
+            test = _leaves(dict(read_json(Path(folder) / "training.json")["metrics"].get("test") or {}))
         if not test:
             raise UserError("tested nothing", path=folder, fix="pool folds that have a test side")
         table = read_table(Path(folder) / "predictions.parquet")
@@ -202,14 +202,17 @@ def pool_folds(folders: Sequence[str | Path]) -> tuple[pa.Table, dict[str, Any]]
             )  # fmt: skip
         tested |= set(names)
         tables.append(table.add_column(0, "fold", numbers(np.full(len(table), number, dtype=np.int32))))
-        for name, value in _leaves(test):
+        for name, value in test:
             figures.setdefault(name, []).append(value)
     return pa.concat_tables(tables), {name: _over_folds(values) for name, values in figures.items()}
 
 
 def _leaves(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
     """The figures that folds are averaged by, under names such as per_gene.auc."""
-    own = [(prefix + n, found[n]) for n in ("accuracy", "macro_f1", "auc") if found.get(n) is not None]
+    known = {n: found[n] for n in ("accuracy", "macro_f1", "auc") if found.get(n) is not None}
+    own = [(prefix + n, value) for n, value in known.items() if isinstance(value, int | float)]
+    if len(own) < len(known):
+        raise ValueError("a score that is no number")
     if own:
         return own
     return [

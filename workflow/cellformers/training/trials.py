@@ -196,8 +196,9 @@ def _begun(folder: Path, about: Mapping[str, Any]) -> tuple[list[Trial], Trial]:
     with whole(path, fix="choose another --output"):
         content = dict(read_json(path))
         known = dict(content["about"])
-        unfinished = content.get("unfinished") or {}
-        if not all(map(_is_trial, [*content["trials"], *([unfinished] if unfinished else [])])):
+        trials, unfinished = content["trials"], content.get("unfinished") or {}
+        known_ones = [*trials, *([unfinished] if unfinished else [])]
+        if not isinstance(trials, list) or not all(map(_is_trial, known_ones)):
             raise ValueError("what is no trial")
     differing = sorted(k for k in {*known, *about} if known.get(k) != about.get(k))
     if differing:
@@ -205,7 +206,7 @@ def _begun(folder: Path, about: Mapping[str, Any]) -> tuple[list[Trial], Trial]:
             f"belongs to another search ({', '.join(differing)} differ)", path=path,
             fix="ask for the same again, or choose another --output",
         )  # fmt: skip
-    return content["trials"], unfinished
+    return trials, unfinished
 
 
 def _is_trial(entry: Any) -> bool:

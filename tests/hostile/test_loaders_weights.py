@@ -145,6 +145,7 @@ INDICES: dict[str, Callable[[], bytes]] = {
     "no map": lambda: b"[]",
     "nothing in the map": lambda: b'{"weight_map": {}}',
     "a number": lambda: b'{"weight_map": {"words": 7}}',
+    "a long name": partial(index_of, "9" * 5000),
     "itself": lambda: b'{"weight_map": {"words": "model.safetensors.index.json"}}',
     "lists in lists": lambda: b"[" * 100_000,
 }  # fmt: skip

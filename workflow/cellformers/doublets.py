@@ -124,7 +124,8 @@ def _members(column: pa.ChunkedArray, name: str, path: str | Path) -> dict[str, 
         ) from None
     codes = as_numbers(encoded.indices)
     order = np.argsort(codes, kind="stable")
-    parts = np.split(order, np.cumsum(np.bincount(codes, minlength=len(encoded.dictionary)))[:-1])
+    ends = np.cumsum(np.bincount(codes, minlength=len(encoded.dictionary)))
+    parts = np.split(order, ends[:-1]) if len(ends) else []
     return dict(zip(map(str, encoded.dictionary.to_pylist()), parts, strict=True))
 
 

@@ -81,7 +81,7 @@ def _index(path: Path) -> dict[str, str]:
     if not isinstance(found, Mapping) or not found:
         raise UserError("no index of shards (it has no weight_map)", path=path, fix="fetch it again")
     for name, file in found.items():
-        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", "..") or len(file) > 200:
             raise UserError(
                 f"{name} is said to be in {file!r}, which is no file of this folder", path=path,
                 fix="shards lie beside their index",

@@ -138,7 +138,7 @@ def test_any_order_of_entries(tmp_path, truth, gene_ids, symbols, cell_ids, agre
     agrees(tmp_path / "f")
 
 
-def test_antibodies_in_a_folder(tmp_path, truth, gene_ids, symbols, cell_ids, agrees):
+def test_antibodies_in_a_folder(tmp_path, truth, gene_ids, symbols, cell_ids, agrees, refuses):
     X = sp.hstack([truth, sp.csr_matrix(np.ones((truth.shape[0], 2)))]).tocsr()
     write_mtx(tmp_path / "f", X, gene_ids + EXTRA, symbols + EXTRA, cell_ids)
     text = gzip.decompress((tmp_path / "f" / "features.tsv.gz").read_bytes())
@@ -148,6 +148,12 @@ def test_antibodies_in_a_folder(tmp_path, truth, gene_ids, symbols, cell_ids, ag
         )
     (tmp_path / "f" / "features.tsv.gz").write_bytes(gzip.compress(text))
     assert "left out: 2 of type" in agrees(tmp_path / "f").notes[0]
+    lines = text.splitlines(keepends=True)
+    more = b"".join(
+        [*lines, lines[-1].replace(EXTRA[-1].encode(), b"CD9")]
+    )  # as many genes, one antibody more
+    (tmp_path / "f" / "features.tsv.gz").write_bytes(gzip.compress(more))
+    refuses(tmp_path / "f", f"names of {len(lines) + 1} genes")
 
 
 def test_prefixes_and_cells_in_rows(tmp_path, truth, gene_ids, symbols, cell_ids, agrees):

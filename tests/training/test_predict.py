@@ -112,6 +112,20 @@ def test_models_that_name_no_classes_and_exact_ties(tmp_path):
     ]  # of equals the first
 
 
+@pytest.mark.parametrize("head", ["cell", "gene"])
+def test_outputs_that_are_no_numbers_predict_nothing(tmp_path, head):
+    vocabulary = make_vocabulary(context_length=64)
+    network = layouts.random_model(make_config(vocabulary, head=head, labels=("a", "b")), seed=0)
+    with torch.no_grad():
+        network.head.classifier.weight.fill_(3e38)  # finite, but not what is made of it
+    checkpoints.save(network, tmp_path / "m")
+    vocabulary.save(tmp_path / "m" / "vocabulary")
+    tokens = write_tokens(tmp_path / "t.parquet", make_cells(vocabulary, [5, 9]), vocabulary)
+    with pytest.raises(UserError, match="its outputs are not finite"):
+        predict([tokens], tmp_path / "m", tmp_path / "p.parquet")
+    assert not (tmp_path / "p.parquet").exists()
+
+
 # --- genes --------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cellformers.counts import RESERVED, canonical_blocks, row_totals, shard_digest
 from cellformers.errors import UserError, did_you_mean
@@ -228,9 +229,11 @@ def _same_dataset(path: str | Path, digest: str, columns: Sequence[str]) -> pa.T
     table = read_table(path, list(columns))
     for name in columns[1:]:
         kind = table.column(name).type
-        number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-        if not (number or pa.types.is_null(kind)):
+        real = pa.types.is_floating(kind)
+        if not (real or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
             raise UserError(f"its column {name!r} holds {kind}, no numbers", path=path, fix="make it again")
+        if real and pc.any(pc.greater(pc.abs(table.column(name)), 1e18)).as_py():
+            raise UserError(f"its column {name!r} has huge values", path=path, fix="make it again")
     return table
 
 
@@ -318,9 +321,8 @@ def _criteria(columns: Mapping[str, Any], parameters: QCParameters) -> dict[str,
     for name, column in (("filter_pass", "filter_pass"), ("doublets", "predicted_doublet")):
         if column in columns:
             values = columns[column].to_numpy(zero_copy_only=False).astype(object)
-            fails = np.array(
-                [flag is not None and bool(flag) == (column != "filter_pass") for flag in values], bool
-            )
+            bad = column != "filter_pass"
+            fails = np.array([flag is not None and bool(flag) == bad for flag in values], bool)
             criteria[name] = {"n_fail": int(fails.sum()), "fails": fails}
     return criteria
 
@@ -432,8 +434,6 @@ def passing(cells: str | Path, names: pa.Array | None = None) -> Array:
     UserError
         If `names` are not consecutive cells of the table.
     """
-    import pyarrow.compute as pc
-
     table = read_table(cells, ["cell_id", "qc_pass"])
     with whole(cells):
         passed = flags(table, "qc_pass")

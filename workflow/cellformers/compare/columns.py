@@ -90,7 +90,7 @@ def _parquet_blocks(paths: Sequence[Path], name: str, leaf: str) -> Callable[[],
                 try:
                     for batch in file.iter_batches(batch_size=ROWS, columns=[name]):
                         yield _flat(batch.column(0), leaf)
-                except (pa.ArrowInvalid, OSError) as error:
+                except DAMAGES as error:
                     raise UserError("is damaged", path=path) from error
 
     return blocks

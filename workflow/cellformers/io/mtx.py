@@ -15,7 +15,16 @@ import numpy as np
 from cellformers.errors import UserError
 from cellformers.io.lines import first_line, is_blank, one_line, open_bytes, various, whole_lines
 from cellformers.io.names import as_strings
-from cellformers.io.source import Block, CountSource, Head, Matrix, ReadOptions, reading, refuse_options
+from cellformers.io.source import (
+    Block,
+    CountSource,
+    Head,
+    Matrix,
+    ReadOptions,
+    check_size,
+    reading,
+    refuse_options,
+)
 from cellformers.io.spill import Spill
 from cellformers.io.tenx import GENES, kept_features, positions_of, tenx_source
 from cellformers.io.validate import Checker
@@ -68,6 +77,7 @@ def open_mtx(path: Path, options: ReadOptions) -> CountSource:
         barcodes, ids = barcodes[1:], ids[1:]
     kept = kept_features(kinds, mtx, notes)
     if kept is not None:
+        check_size(matrix, len(barcodes), len(ids), mtx)
         matrix.keep(positions_of(kept, len(ids)), len(kept))
     return tenx_source(mtx, matrix, ids, symbols, kept, barcodes, options, notes)
 

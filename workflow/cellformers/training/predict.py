@@ -171,7 +171,16 @@ def _n_logits(model: Model) -> int:
 
 
 def _logits(run: Run, cells: Sequence[Array], model: Model) -> Array:
-    return run(cells) if cells else np.zeros((0, _n_logits(model)), dtype=np.float32)
+    """float32[rows, classes]; UserError where one is no number: of them the first class would be predicted."""
+    if not cells:
+        return np.zeros((0, _n_logits(model)), dtype=np.float32)
+    logits = run(cells)
+    if not np.isfinite(logits).all():
+        raise UserError(
+            "says nothing of these cells: its outputs are not finite", path=model.path,
+            fix="are these weights of a trained model? float16 may overflow: give --dtype bf16",
+        )  # fmt: skip
+    return logits
 
 
 def _cell_rows(block: TokenBatch, run: Run, model: Model, wanted: Array) -> tuple[pa.Table, int]:
@@ -212,7 +221,7 @@ def _genes(
     for block in blocks:
         rows, cells = _filled(block, wanted)
         if cells:
-            sums.add(np.concatenate([cell[wanted[cell]] for cell in cells]), run(cells))
+            sums.add(np.concatenate([cell[wanted[cell]] for cell in cells]), _logits(run, cells, model))
         n_cells, n_without = n_cells + len(block.cell_ids), n_without + len(block.cell_ids) - len(rows)
     seen = np.flatnonzero(sums.cells)
     write_table(pa.table(gene_columns(sums, seen, labels, model.vocabulary)), output, metadata)

@@ -123,8 +123,9 @@ def start(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             write_wrappers(folder / "bin", faults)
         options = ["--cores", "2"] if local else shlex.split(cluster_options)
         files = ["--snakefile", ROOT / "Snakefile", "--configfile", base / "config.yaml"]
-        # if these tests are killed, it must not go on submitting jobs
-        command = ["setpriv", "--pdeathsig", "KILL", SNAKEMAKE, *files, *options]
+        # if these tests are killed, it must not go on submitting jobs; in the background of a shell, they ignore SIGINT
+        ready = ["env", "--default-signal=INT", "setpriv", "--pdeathsig", "KILL"]
+        command = [*ready, SNAKEMAKE, *files, *options]
         environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(

@@ -232,7 +232,7 @@ def _same_dataset(path: str | Path, digest: str, columns: Sequence[str]) -> pa.T
         real = pa.types.is_floating(kind)
         if not (real or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
             raise UserError(f"its column {name!r} holds {kind}, no numbers", path=path, fix="make it again")
-        if real and pc.any(pc.greater(pc.abs(table.column(name)), 1e18)).as_py():
+        if real and pc.any(pc.greater(pc.abs(table.column(name).cast("double")), 1e18)).as_py():
             raise UserError(f"its column {name!r} has huge values", path=path, fix="make it again")
     return table
 

@@ -163,7 +163,9 @@ def _check_zip(path: Path) -> None:
 
 
 def _check_deflated(file: BinaryIO, info: zipfile.ZipInfo) -> None:
-    """OSError where a member of a zip unpacks to more than the archive says."""
+    """OSError where a member of a zip unpacks to more than the archive says, or has more bytes than the file."""
+    if info.compress_size > os.fstat(file.fileno()).st_size:
+        raise OSError(f"its {info.filename[:80]} is cut off")
     file.seek(info.header_offset)
     header = file.read(30)
     name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
